@@ -1,0 +1,32 @@
+# One environment for everything: made once, from the versions in constraints.txt.
+# An environment of your own instead: make test PYTHON=python (with the dev group installed).
+VENV ?= .venv
+PYTHON ?= $(VENV)/bin/python
+BASE_PYTHON ?= python3
+OUT ?= runs/quickstart
+
+.PHONY: setup demo test check format
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+# The main job: real video files, teacher, student alone, student distilled, an honest comparison.
+demo: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
+	$(PYTHON) -m videokd.cli quickstart --out $(OUT) --regime same-data
+
+test: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
+	$(PYTHON) -m pytest --slow --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+check: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .

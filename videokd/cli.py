@@ -1,0 +1,289 @@
+"""`videokd COMMAND`: thin, one function per command."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import av
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+import videokd
+from videokd import quickstart as quickstarts
+from videokd import recipe as recipes
+from videokd.clips import synthetic
+from videokd.clips.manifest import read_manifest
+from videokd.evaluate import evaluate as evaluate_model
+from videokd.machine import Machine
+from videokd.recipe import Recipe
+from videokd.report.comparison import arms, differing_recipes, read_evaluation, trios, write_evaluation
+from videokd.report.tables import COLUMNS, arm_rows, gain_lines, terminal_table
+from videokd.train import Interrupted
+from videokd.train import train as train_recipe
+
+CONSOLE = Console()
+
+
+def quickstart(
+    out: Path = Path("runs/quickstart"),
+    seeds: int = 3,
+    fast: bool = False,
+    regime: quickstarts.Regime = "transfer-set",
+    resume: bool = False,
+    machine: Machine = Machine(),  # noqa: B008  # frozen
+) -> None:
+    """Draws videos, trains a teacher, a student alone and a student distilled, and compares them.
+
+    Args:
+        out: Folder for everything that it makes.
+        seeds: Pairs of students.
+        fast: Half the clips and two thirds of the steps.
+        regime: "same-data" also runs the students with all the labels that the teacher has.
+        resume: Go on with an interrupted quickstart in the same folder.
+        machine: Device and precision.
+    """
+    scale = quickstarts.FAST if fast else quickstarts.Scale()
+    quickstarts.quickstart(
+        out, seeds=seeds, regime=regime, scale=scale, resume=resume, machine=machine, console=CONSOLE
+    )
+
+
+@dataclass(frozen=True)
+class _TrainCommand:
+    out: Path
+    """Folder of the run; must hold none yet."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`videokd train RECIPE [--out DIR] [--FIELD VALUE ...]`, or `videokd train --resume RUN`."""
+    if arguments[:1] == ["--resume"] and len(arguments) == 2:
+        run = Path(arguments[1])
+        recipe_path = run / "recipe.json"
+        if not recipe_path.is_file():
+            raise ValueError(f"{run} holds no run to resume (no recipe.json)")
+        summary = train_recipe(recipes.load(recipe_path), run, resume=True, console=CONSOLE)
+    elif arguments and not arguments[0].startswith("-"):
+        recipe = recipes.load(arguments[0])
+        command = tyro.cli(
+            _TrainCommand,
+            default=_TrainCommand(out=Path("runs") / Path(arguments[0]).stem, recipe=recipe),
+            args=list(arguments[1:]),
+            prog=f"videokd train {arguments[0]}",
+            description="Trains the recipe's student. Every field of the recipe can be overridden.",
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+        run = command.out
+        summary = train_recipe(command.recipe, run, console=CONSOLE)
+    else:
+        raise ValueError(
+            "usage: videokd train RECIPE [--out DIR] [--FIELD VALUE ...], or videokd train --resume RUN; "
+            "videokd train RECIPE --help lists the recipe's fields"
+        )
+    score = "" if summary["val_top1"] is None else f", validation top-1 {summary['val_top1']:.1%}"
+    skipped = f", {len(summary['skipped'])} videos skipped" if summary["skipped"] else ""
+    CONSOLE.print(
+        f"{run}: {summary['steps']} steps in {summary['seconds']:.0f} s, "
+        f"{summary['clips_per_second']:.0f} clips/s{score}{skipped}",
+        highlight=False,
+    )
+
+
+def evaluate(
+    run: tyro.conf.Positional[Path],
+    videos: Annotated[str | None, tyro.conf.arg(name="list")] = None,
+    split: str | None = "test",
+    batch_size: int = 32,
+    workers: int = 0,
+    on_bad_video: Literal["error", "skip"] = "error",
+    machine: Machine = Machine(),  # noqa: B008  # frozen
+) -> None:
+    """Scores a trained model on a list of videos and leaves evaluation.json in its folder.
+
+    Args:
+        run: Folder of a finished run, or of a model that was saved.
+        videos: Folder, .csv or .jsonl of videos; the run's own list if not given.
+        split: Which split of the list; None takes every video.
+        batch_size: Clips at once.
+        workers: Processes that decode.
+        on_bad_video: Stop at a missing or broken video, or leave it out, named and counted.
+        machine: Device and precision.
+    """
+    if videos is None:
+        if not (run / "recipe.json").is_file():
+            raise ValueError(f"{run} has no recipe.json to take the list from: name one with --list")
+        videos = recipes.load(run / "recipe.json").data.path
+    manifest = read_manifest(videos).split(split)
+    with Progress(console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
+        bar = progress.add_task("evaluating", total=2 * len(manifest.videos))
+        found = evaluate_model(
+            run,
+            manifest,
+            machine=machine,
+            batch_size=batch_size,
+            workers=workers,
+            on_bad_video=on_bad_video,
+            advance=lambda clips: progress.advance(bar, clips),
+        )
+    path = write_evaluation(run, found)
+    CONSOLE.print(
+        f"top-1 {found['top1']:.1%} on {found['clips']} clips of {videos} ({split or 'all splits'}); "
+        f"mean over classes {found['mean_class_accuracy']:.1%}; frames shuffled {found['shuffled_top1']:.1%}",
+        highlight=False,
+    )
+    rows = [(name, f"{100 * value:.1f}") for name, value in found["per_class"].items()]
+    CONSOLE.print(terminal_table(("class", "top-1 %"), rows))
+    for reason in found["skipped"]:
+        CONSOLE.print(f"skipped: {reason}", highlight=False)
+    CONSOLE.print(f"{len(found['skipped'])} videos skipped. Confusion and predictions: {path}", highlight=False)
+
+
+def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Prints evaluated runs beside each other, what distillation gained, and the recipe fields that differ.
+
+    Args:
+        runs: Folders of runs; run `videokd evaluate` on each of them first.
+    """
+    if not runs:
+        raise ValueError("name at least one run folder")
+    found = {str(run): read_evaluation(run) for run in runs}
+    scored_on = {tuple(evaluation["predicted"]) for evaluation in found.values()}
+    if len(scored_on) > 1:
+        raise ValueError("the runs were scored on different clips: evaluate them on one list and split")
+    rows = [
+        (
+            name,
+            f"{100 * one['top1']:.1f}",
+            f"{100 * one['shuffled_top1']:.1f}",
+            f"{one['params']:,}",
+            f"{one['macs'] / 1e6:.2f}",
+        )
+        for name, one in found.items()
+    ]
+    CONSOLE.print(terminal_table(("run", "top-1 %", "shuffled %", "params", "MMAC/clip"), rows))
+    for teacher, alone, distilled in trios(runs):
+        report = arms(teacher, alone, distilled)
+        CONSOLE.print(terminal_table(COLUMNS, arm_rows(report), title=f"{len(alone)} paired seeds"))
+        for line in gain_lines(report):
+            CONSOLE.print(line, highlight=False)
+    fields = differing_recipes(runs)
+    if fields:
+        differing = [(name, *map(_short, values)) for name, values in fields.items()]
+        CONSOLE.print(terminal_table(("recipe field", *[run.name for run in runs]), differing))
+
+
+def doctor() -> None:
+    """Says what works on this machine."""
+    rows = [("videokd", videokd.__version__), ("Python", f"{platform.python_version()} on {platform.platform()}")]
+    for package in ("torch", "torchvision", "timm", "av", "numpy", "einops", "safetensors", "tyro"):
+        rows.append((package, importlib.metadata.version(package)))
+    libraries = ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in av.library_versions.items())
+    rows.append(("FFmpeg libraries in av", libraries))
+    decoders = ("h264", "hevc", "vp9", "av1", "mpeg4")
+    rows.append(("decoders", ", ".join(name for name in decoders if name in av.codecs_available)))
+    rows.append(("decord", _importable("decord")))
+    rows.append(("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"))
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    rows.append(("GPU", ", ".join(names) or "none: everything runs on the CPU"))
+    table = terminal_table(("what", "here"), rows)
+    table.columns[1].justify = "left"
+    CONSOLE.print(table)
+
+
+def synth(
+    out: tyro.conf.Positional[Path],
+    train: int = 1200,
+    val: int = 240,
+    test: int = 1200,
+    seed: int = 0,
+    workers: int = 2,
+) -> None:
+    """Draws the synthetic set of twelve motions as H.264 files, with a manifest that knows what is in them.
+
+    Args:
+        out: Folder to make.
+        train: Training clips.
+        val: Validation clips.
+        test: Test clips.
+        seed: Of the drawings.
+        workers: Processes.
+    """
+    path = synthetic.write_set(out, counts={"train": train, "val": val, "test": test}, seed=seed, workers=workers)
+    CONSOLE.print(f"{train + val + test} videos, listed in {path}", highlight=False)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart,
+    "evaluate": evaluate,
+    "compare": compare,
+    "doctor": doctor,
+}
+DATA_COMMANDS: dict[str, Callable[..., None]] = {"synth": synth}
+
+USAGE = """\
+usage: videokd COMMAND
+
+  quickstart            draw videos, train teacher, student alone and student distilled, compare them
+  train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
+  evaluate RUN          score a trained model on held-out videos
+  compare RUN...        evaluated runs beside each other
+  data synth OUT        draw the synthetic set
+  doctor                what works on this machine
+
+videokd COMMAND --help says more.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except Interrupted as stop:
+        print(f"videokd: {stop}", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"videokd: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("videokd: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command == "train":
+        train(rest)
+    elif command in COMMANDS:
+        tyro.cli(COMMANDS[command], args=rest, prog=f"videokd {command}")
+    elif command == "data" and rest and rest[0] in DATA_COMMANDS:
+        tyro.cli(DATA_COMMANDS[rest[0]], args=rest[1:], prog=f"videokd data {rest[0]}")
+    else:
+        print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
+        return 0 if command in ("-h", "--help") else 2
+    return 0
+
+
+def _importable(module: str) -> str:
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return f"not usable: {error}"
+    return str(getattr(found, "__version__", "yes"))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

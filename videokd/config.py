@@ -1,0 +1,107 @@
+"""Typed configurations as plain JSON and back, exactly.
+
+A configuration is a frozen dataclass of plain values: numbers, text, tuples, string-keyed dicts, other configurations.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_FILE_MODULE = "videokd_recipe_file:"
+
+
+def to_plain(value: object) -> Any:
+    """`value` as JSON-ready data; a dataclass becomes a dict that names its class under "type"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": _address(type(value)), **fields}
+    if isinstance(value, Mapping):
+        if "type" in value or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"a dict in a configuration has text keys, none of them 'type', got {list(value)}")
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [to_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"a configuration holds plain values, got {value!r} of type {type(value).__name__}")
+
+
+def from_plain(plain: Any) -> Any:
+    """What `to_plain` was given.
+
+    Raises:
+        ValueError: for a class that is not there, or a field that it does not have (with the nearest name).
+    """
+    if isinstance(plain, list):
+        return tuple(from_plain(item) for item in plain)
+    if not isinstance(plain, Mapping):
+        return plain
+    if "type" not in plain:
+        return {key: from_plain(item) for key, item in plain.items()}
+    cls = _class_at(plain["type"])
+    known = [f.name for f in dataclasses.fields(cls)]
+    given = {key: from_plain(item) for key, item in plain.items() if key != "type"}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{cls.__name__} has no field {name!r}{nearest(name, known)}")
+    return cls(**given)
+
+
+def import_file(path: Path) -> ModuleType:
+    """The Python file at `path` as a module, run once a process."""
+    path = path.resolve()
+    name = f"{_FILE_MODULE}{path}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"no Python file at {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest known name, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known) or 'none'}"
+
+
+def differing_fields(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted field name -> the two values, for every leaf in which two plain configurations differ."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in dict.fromkeys([*one, *other]):
+            found |= differing_fields(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+        return found
+    return {} if one == other else {path: (one, other)}
+
+
+def _address(cls: type) -> str:
+    if cls.__module__.startswith(_FILE_MODULE):
+        return f"{cls.__module__.removeprefix(_FILE_MODULE)}:{cls.__qualname__}"
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _class_at(address: str) -> Any:
+    where, _, name = address.rpartition(":")
+    try:
+        module = import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        cls = getattr(module, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"no configuration class at {address!r}: {error}") from error
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ValueError(f"{address!r} is not a configuration dataclass")
+    return cls

@@ -1,0 +1,142 @@
+"""What crosses the borders between clips, models and losses, with shapes.
+
+Letters used everywhere: B clips, T frames, H height, W width, C channels, K classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+UNLABELLED = -1
+"""The label of a clip whose class is unknown: it carries the distillation terms alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Consecutive frames at a fixed stride, as most 3D networks are trained (16x4 = 16 frames, stride 4)."""
+
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"stride must be at least 1, got {self.stride}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """One frame from each of equally long segments of the whole video [TSN, Wang et al. 2016]."""
+
+
+Sampling = Dense | Segments
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """What one model wants to see; saved with its weights, so training, testing and prediction agree."""
+
+    frames: int
+    """T, frames in a clip."""
+    size: int
+    """Height and width in pixels of the square crop that the model sees."""
+    sampling: Sampling = field(default_factory=Dense)
+    """Which frames of the video."""
+    crop_fraction: float = 0.875
+    """Crop side over the short side of the frame: 112 px from a short side of 128 is 0.875."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """RGB mean subtracted at the model's door, in [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """RGB deviation divided by at the model's door, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.size < 1:
+            raise ValueError(f"frames and size must be at least 1, got frames={self.frames}, size={self.size}")
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction must lie in (0, 1], got {self.crop_fraction}")
+
+    @property
+    def short_side(self) -> int:
+        """Pixels of the frame's short side before the crop."""
+        return round(self.size / self.crop_fraction)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames as they were decoded, still bytes: each model makes them float at its own door."""
+
+    frames: Tensor  # uint8 (B, T, 3, H, W), RGB
+    times: Tensor  # float32 (B, T), seconds in the source video
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 5 or self.frames.shape[2] != 3 or self.frames.dtype != torch.uint8:
+            raise ValueError(
+                f"frames must be uint8 (B, T, 3, H, W), got {self.frames.dtype} {tuple(self.frames.shape)}"
+            )
+        if self.times.shape != self.frames.shape[:2]:
+            raise ValueError(f"times must be (B, T) = {tuple(self.frames.shape[:2])}, got {tuple(self.times.shape)}")
+
+    def to(self, device: torch.device) -> "Clip":
+        """The same clip on `device`; the copy does not block when the source is pinned."""
+        return Clip(self.frames.to(device, non_blocking=True), self.times.to(device, non_blocking=True))
+
+    def at(self, order: Tensor) -> "Clip":
+        """Frames in another order, times left in place: order int64 (B, T)."""
+        picked = torch.take_along_dim(self.frames, order[:, :, None, None, None], dim=1)
+        return Clip(picked, self.times)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's clips: a view of the same decode, under the same augmentation, for every party."""
+
+    clips: Mapping[str, Clip]  # party name -> its view: "student", and every teacher by name
+    label: Tensor  # int64 (B,), UNLABELLED where the class is unknown
+    id: tuple[str, ...]  # (B,), the clip's name in the manifest
+    view: Tensor  # int64 (B,), view number: (seed, id, view) makes the same views again
+    skipped: tuple[str, ...] = ()  # why clips that belong here are missing, one sentence each
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        return replace(
+            self,
+            clips={party: clip.to(device) for party, clip in self.clips.items()},
+            label=self.label.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Features on a grid of time and space, whatever the family: class and register tokens are not part of it."""
+
+    values: Tensor  # (B, T', H', W', C)
+    times: Tensor  # (B, T'), seconds: the centre of each step
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 5 or self.times.shape != self.values.shape[:2]:
+            raise ValueError(
+                "a feature map is (B, T', H', W', C) with times (B, T'), "
+                f"got {tuple(self.values.shape)} with times {tuple(self.times.shape)}"
+            )
+
+    def pooled(self, grid: "Grid") -> "FeatureMap":
+        """Averaged down to `grid`: "map" keeps all, "frames" averages space, "clip" averages space and time."""
+        if grid == "map":
+            return self
+        values, times = self.values.mean(dim=(2, 3), keepdim=True), self.times
+        if grid == "clip":
+            values, times = values.mean(dim=1, keepdim=True), times.mean(dim=1, keepdim=True)
+        return FeatureMap(values, times)
+
+
+Grid = Literal["map", "frames", "clip"]
+"""How fine a feature map is kept: everywhere, per frame, or one vector per clip."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says about a clip."""
+
+    logits: Tensor | None  # (B, K)
+    features: Mapping[str, FeatureMap] = field(default_factory=dict)  # tap name -> map

@@ -1,0 +1,214 @@
+"""Scores of a model on a list of videos, agreement with another, and what a distillation recovered of a gap."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from videokd.clips.loader import ClipDataset, EveryClip, FrameMemory, OnBadVideo, batches, view_generator
+from videokd.clips.manifest import Manifest
+from videokd.contracts import UNLABELLED
+from videokd.machine import Machine
+from videokd.models import VideoModel, load_model
+from videokd.models.cost import cost
+
+MIN_GAP = 0.08
+"""Below this gap between teacher and student alone (a share of clips), the share recovered means nothing."""
+
+
+def evaluate(
+    folder: str | Path,
+    videos: Manifest,
+    *,
+    machine: Machine,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_bad_video: OnBadVideo = "error",
+    memory: FrameMemory | None = None,
+    advance: Callable[[int], None] = lambda clips: None,
+) -> dict[str, Any]:
+    """Scores the model in `folder` on `videos`, as they are and with each clip's frames shuffled.
+
+    Preprocessing and class names come from the model. Plain numbers, ready for JSON: those of `scores`,
+    "shuffled_top1", the predicted class of every clip by name, and what the model costs.
+
+    Raises:
+        ValueError: if there is no model, or the videos have classes that it does not know.
+        VideoError: for a broken video, unless `on_bad_video` is "skip".
+    """
+    model = load_model(folder).to(machine.find())
+    dataset = ClipDataset(
+        videos.with_classes(model.classes, of=str(folder)),
+        {"student": model.config.input},
+        on_bad_video=on_bad_video,
+        memory=memory,
+    )
+    ordered = predict(model, dataset, batch_size=batch_size, workers=workers, advance=advance)
+    shuffled = predict(model, dataset, batch_size=batch_size, workers=workers, shuffle_frames=True, advance=advance)
+    price = cost(model)
+    return {
+        **scores(ordered),
+        "shuffled_top1": scores(shuffled)["top1"],
+        "predicted": dict(zip(ordered.ids, ordered.predicted.tolist(), strict=True)),
+        "list": str(videos.source),
+        "params": price.params,
+        "macs": price.macs,
+    }
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of every clip of a list that could be read."""
+
+    ids: tuple[str, ...]  # (N,)
+    label: Tensor  # int64 (N,), UNLABELLED where unknown
+    logits: Tensor  # float32 (N, K)
+    classes: tuple[str, ...]  # (K,)
+    skipped: tuple[str, ...]  # one sentence for each clip that could not be read
+
+    @property
+    def predicted(self) -> Tensor:
+        """Most likely class, int64 (N,)."""
+        return self.logits.argmax(dim=1)
+
+
+@torch.no_grad()
+def predict(
+    model: VideoModel,
+    dataset: ClipDataset,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    shuffle_frames: bool = False,
+    advance: Callable[[int], None] = lambda clips: None,
+) -> Predictions:
+    """Runs the model over every clip, once, by its centred view.
+
+    Args:
+        model: put in eval mode while this runs.
+        dataset: made with `specs={"student": model.config.input}`.
+        batch_size: clips at once.
+        workers: processes that decode.
+        shuffle_frames: hand out each clip's frames in a random order, the same for every model.
+        advance: called with the number of clips done.
+
+    Raises:
+        ValueError: if no clip could be read.
+    """
+    training = model.training
+    model.eval()
+    device = model.mean.device
+    labels, logits, ids, skipped = [], [], [], []
+    for batch in batches(dataset, EveryClip(len(dataset), batch_size), workers=workers):
+        skipped += batch.skipped
+        advance(len(batch.id) + len(batch.skipped))
+        if not batch.id:
+            continue
+        clip = batch.clips["student"].to(device)
+        if shuffle_frames:
+            clip = clip.at(torch.stack([_frame_order(name, clip.frames.shape[1]) for name in batch.id]).to(device))
+        answer = model(clip).logits
+        assert answer is not None
+        logits.append(answer.float().cpu())
+        labels.append(batch.label)
+        ids += batch.id
+    model.train(training)
+    if not ids:
+        raise ValueError(f"none of the {len(dataset)} clips could be read; the first: {skipped[0]}")
+    return Predictions(tuple(ids), torch.cat(labels), torch.cat(logits), model.classes, tuple(skipped))
+
+
+def scores(predictions: Predictions) -> dict[str, Any]:
+    """Plain numbers, ready for JSON: top-1, top-1 by class, confusion counts, clips scored and skipped.
+
+    Raises:
+        ValueError: if no clip has a label.
+    """
+    known = predictions.label != UNLABELLED
+    label, predicted = predictions.label[known], predictions.predicted[known]
+    if not len(label):
+        raise ValueError("no clip of the list has a label: nothing to score")
+    num_classes = len(predictions.classes)
+    confusion = torch.bincount(label * num_classes + predicted, minlength=num_classes**2)
+    confusion = confusion.view(num_classes, num_classes)  # row: true class, column: predicted
+    totals = confusion.sum(dim=1)
+    right = confusion.diagonal()
+    per_class = {name: (right[k] / totals[k]).item() for k, name in enumerate(predictions.classes) if totals[k] > 0}
+    return {
+        "top1": (predicted == label).float().mean().item(),
+        "mean_class_accuracy": fmean(per_class.values()),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+        "classes": list(predictions.classes),
+        "clips": len(label),
+        "unlabelled": int((~known).sum()),
+        "skipped": list(predictions.skipped),
+    }
+
+
+def agreement(one: Mapping[str, int], other: Mapping[str, int]) -> float:
+    """Share of clips, by name, of which two models predict the same class.
+
+    Raises:
+        ValueError: if the two predicted different clips.
+    """
+    if one.keys() != other.keys():
+        differing = sorted(one.keys() ^ other.keys())
+        raise ValueError(f"{len(differing)} clips were scored by one model alone, such as {differing[0]}")
+    return fmean(one[name] == other[name] for name in one)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over paired seeds with its 95 % interval (Student's t); no interval from a single seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % t-interval of independent values."""
+    mean = fmean(values)
+    if len(values) < 2:
+        return Interval(mean, None, None)
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * standard_error(values)
+    return Interval(mean, mean - half, mean + half)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean; not a number for a single value."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+
+
+def gap_recovered(*, teacher: float, alone: Sequence[float], distilled: Sequence[float]) -> Interval | None:
+    """G = (distilled - alone) / (teacher - alone), over seeds paired by place; shares of clips, not per cent.
+
+    The ratio of the mean gain to the mean gap, with a jackknife interval [Tukey 1958]: a seed whose own gap happens to
+    be small can't blow it up. None where the mean gap is under `MIN_GAP`: a ratio to almost nothing.
+    """
+    pairs = list(zip(alone, distilled, strict=True))
+    if teacher - fmean(alone) < MIN_GAP:
+        return None
+
+    def ratio(chosen: Sequence[tuple[float, float]]) -> float:
+        return fmean(after - before for before, after in chosen) / fmean(teacher - before for before, _ in chosen)
+
+    n, whole = len(pairs), ratio(pairs)
+    if n == 1:
+        return Interval(whole, None, None)
+    pseudo_values = [n * whole - (n - 1) * ratio(pairs[:left_out] + pairs[left_out + 1 :]) for left_out in range(n)]
+    spread = interval(pseudo_values)
+    assert spread.low is not None
+    half = spread.mean - spread.low
+    return Interval(whole, whole - half, whole + half)
+
+
+def _frame_order(clip_id: str, num_frames: int) -> Tensor:
+    return torch.from_numpy(view_generator(0, clip_id, 0).permutation(num_frames).astype(np.int64))

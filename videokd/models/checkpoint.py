@@ -1,0 +1,58 @@
+"""A model on disk: weights as safetensors, and a JSON with all that is needed to build it again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from videokd.config import from_plain, to_plain
+from videokd.models.video_model import ModelConfig, VideoModel
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+_FORMAT = 1
+
+
+def save_model(model: VideoModel, folder: str | Path) -> None:
+    """Writes model.safetensors and model.json (config with input spec, class names) into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    description = {"format": _FORMAT, "model": to_plain(model.config), "classes": list(model.classes)}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: str | Path) -> VideoModel:
+    """The model that was saved in `folder`, in eval mode, on the CPU; nothing else is needed.
+
+    Raises:
+        ValueError: if the folder holds no finished model, or weights that do not belong to its description.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} holds no trained model ({DESCRIPTION} and {WEIGHTS}); train it, or finish its run")
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if description.get("format") != _FORMAT:
+        raise ValueError(f"{folder / DESCRIPTION} has format {description.get('format')}, this version reads {_FORMAT}")
+    config = from_plain(description["model"])
+    assert isinstance(config, ModelConfig)
+    model = config.build(description["classes"], pretrained=False)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS} does not belong to {folder / DESCRIPTION}: {error}") from error
+    return model.eval()
+
+
+def check_classes(model_classes: Sequence[str], data_classes: Sequence[str], *, model: str, data: str) -> None:
+    """Raises a `ValueError` that names the difference unless the two class lists are the same, in order."""
+    if tuple(model_classes) == tuple(data_classes):
+        return
+    only_model = [name for name in model_classes if name not in data_classes]
+    only_data = [name for name in data_classes if name not in model_classes]
+    raise ValueError(
+        f"the class lists of {model} ({len(model_classes)}) and {data} ({len(data_classes)}) differ: "
+        f"only in the first {only_model[:5] or 'none'}, only in the second {only_data[:5] or 'none'}"
+        + ("" if only_model or only_data else ", the order differs")
+    )

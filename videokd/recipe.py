@@ -1,0 +1,118 @@
+"""One run as typed values: read from a Python file, overridden from the command line, saved, reloaded exactly."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+import videokd
+from videokd.clips.views import Augment
+from videokd.config import from_plain, import_file, to_plain
+from videokd.distill import Term
+from videokd.machine import Machine
+from videokd.models import ModelConfig
+from videokd.optim import AdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which clips, and in what batches."""
+
+    path: str
+    """A folder with one folder per class, a .csv (path,label[,split][,group]) or a .jsonl manifest."""
+    train_split: str | None = "train"
+    """None takes every video of the list."""
+    val_split: str | None = None
+    """Scored during the run; None scores nothing. Never the test split."""
+    batch_size: int = 32
+    unlabelled_per_batch: int = 0
+    """How many clips of a batch are unlabelled ones: they carry the distillation terms alone."""
+    augment: Augment = field(default_factory=Augment)
+    views: int | None = None
+    """Different views of a clip; None for no end of them."""
+    view_seed: int = 0
+    """Seed of the views, apart from the run's own: so runs of several seeds can share a teacher's outputs."""
+    workers: int = 0
+    """Processes that decode; 0 decodes in the main one."""
+    in_memory: bool = False
+    """Keep all decoded frames in memory: for sets of short clips."""
+    on_bad_video: Annotated[Literal["error", "skip"], tyro.conf.arg(aliases=["--on-bad-video"])] = "error"
+    """What to do with a video that is missing or broken: stop, or leave it out, named and counted."""
+
+    def __post_init__(self) -> None:
+        if self.train_split is not None and self.train_split == self.val_split:
+            raise ValueError(f"train_split and val_split are both {self.train_split!r}: validation would be training")
+        if "test" in (self.train_split, self.val_split):
+            raise ValueError("the test split is for `videokd evaluate`: a run neither trains nor selects on it")
+        if self.in_memory and self.workers:
+            raise ValueError(f"in_memory decodes once, in the main process: set workers to 0, not {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedTeacher:
+    """A teacher that `videokd train` (or `save_model`) left in a folder."""
+
+    checkpoint: str
+    """The folder: a finished run, or one that holds model.json and model.safetensors."""
+    remember: bool = False
+    """Keep its outputs for every (clip, view) in memory; pays when `data.views` is small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. Nothing in it is computed from another field, so an override leaves nothing stale behind."""
+
+    data: Data
+    student: ModelConfig
+    """The model that learns; a teacher's own training is a recipe in which it is the student."""
+    objective: dict[str, Term]
+    optim: AdamW
+    teachers: dict[str, TrainedTeacher] = field(default_factory=dict)
+    machine: Machine = field(default_factory=Machine)
+    seed: int = 0
+    """Of initial weights, order of the clips, dropout."""
+    validate_every: int = 200
+    """Steps between scores on the validation split."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.validate_every < 1 or self.checkpoint_every < 1:
+            raise ValueError("validate_every and checkpoint_every count steps: at least 1")
+        if "student" in self.teachers:
+            raise ValueError("no teacher can be called 'student'")
+
+
+def load(path: str | Path) -> Recipe:
+    """The `recipe` of a Python file, or of a run's recipe.json.
+
+    Raises:
+        ValueError: if there is none, or a field of it is wrong.
+    """
+    path = Path(path)
+    if not path.is_file() and not path.is_absolute() and (shipped := configs_folder() / path).is_file():
+        path = shipped
+    if not path.is_file():
+        known = sorted(file.relative_to(configs_folder()).as_posix() for file in configs_folder().rglob("*.py"))
+        raise ValueError(f"no recipe at {path}; recipes that come with videokd: {', '.join(known)}")
+    if path.suffix == ".json":
+        found = from_plain(json.loads(path.read_text(encoding="utf-8")))
+    else:
+        found = getattr(import_file(path), "recipe", None)
+    if not isinstance(found, Recipe):
+        raise ValueError(f"{path} does not define `recipe = Recipe(...)`, but {type(found).__name__}")
+    return found
+
+
+def dump(recipe: Recipe) -> str:
+    """JSON that `load` makes the same recipe of."""
+    return json.dumps(to_plain(recipe), indent=2) + "\n"
+
+
+def configs_folder() -> Path:
+    """Where the recipes lie that come with videokd."""
+    package = Path(videokd.__file__).parent
+    beside = package.parent / "configs"
+    return beside if beside.is_dir() else package / "configs"

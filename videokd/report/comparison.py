@@ -1,0 +1,147 @@
+"""Trained runs beside each other: who is better, by how much, and how sure that is."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from videokd import recipe as recipes
+from videokd.config import differing_fields
+from videokd.evaluate import MIN_GAP, agreement, gap_recovered, standard_error
+from videokd.run_folder import write_text
+
+EVALUATION = "evaluation.json"
+
+
+def write_evaluation(run: str | Path, evaluation: Mapping[str, Any]) -> Path:
+    """Leaves a run's scores in its folder, where `compare` finds them."""
+    path = Path(run) / EVALUATION
+    write_text(path, json.dumps(evaluation) + "\n")
+    return path
+
+
+def read_evaluation(run: str | Path) -> dict[str, Any]:
+    """A run's scores.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    path = Path(run) / EVALUATION
+    if not path.is_file():
+        raise ValueError(f"{run} has no {EVALUATION}; make it with: videokd evaluate {run}")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def arms(teacher: str | Path, alone: Sequence[str | Path], distilled: Sequence[str | Path]) -> dict[str, Any]:
+    """The three arms of a distillation, with what it gained: plain numbers, ready for JSON.
+
+    Args:
+        teacher: the evaluated teacher's folder.
+        alone: evaluated runs of the student without a teacher, one for each seed.
+        distilled: evaluated runs with it, paired with `alone` by place.
+
+    Returns:
+        "arms" by name, "paired_difference" (distilled - alone, shares of clips), "gap_recovered" (or None where the
+        gap is under 8 points) and "verdict", a sentence.
+
+    Raises:
+        ValueError: if the runs were scored on different clips.
+    """
+    scored = {
+        "teacher": [read_evaluation(teacher)],
+        "alone": [read_evaluation(run) for run in alone],
+        "distilled": [read_evaluation(run) for run in distilled],
+    }
+    top1 = {arm: [run["top1"] for run in runs] for arm, runs in scored.items()}
+    differences = [after - before for before, after in zip(top1["alone"], top1["distilled"], strict=True)]
+    recovered = gap_recovered(teacher=top1["teacher"][0], alone=top1["alone"], distilled=top1["distilled"])
+    difference = {"mean": fmean(differences), "se": standard_error(differences) if len(differences) > 1 else None}
+    return {
+        "arms": {arm: _arm(runs, teacher=scored["teacher"][0]) for arm, runs in scored.items()},
+        "paired_difference": {**difference, "each": differences},
+        "gap_recovered": asdict(recovered) if recovered else None,
+        "verdict": verdict(difference, gap=top1["teacher"][0] - fmean(top1["alone"])),
+    }
+
+
+def verdict(difference: Mapping[str, float | None], *, gap: float) -> str:
+    """What the numbers say of a distillation, in a sentence."""
+    mean, error = difference["mean"], difference["se"]
+    assert mean is not None
+    points = f"{100 * mean:+.1f} points"
+    if error is None:
+        said = f"One seed: {points} for distillation; run more seeds to know whether it helped."
+    elif mean > 2 * error and mean > 0:
+        said = f"Distillation helped: {points}, {_errors(mean, error)} standard errors over paired seeds."
+    elif mean < -2 * error:
+        said = f"Distillation hurt: {points}, {_errors(-mean, error)} standard errors over paired seeds."
+    else:
+        said = f"Distillation was not shown to help: {points}, {_errors(abs(mean), error)} standard errors."
+    if gap < MIN_GAP:
+        said += f" The teacher is {100 * gap:.1f} points above the student alone: too little to speak of a share of it."
+    return said
+
+
+def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]]]:
+    """Teacher, runs alone and distilled runs among `runs`, paired by student, optimiser and seed.
+
+    A distilled run is paired with the run of the same student, optimiser settings and seed that has no teacher;
+    pairs that share a teacher and an objective make one trio.
+    """
+    found = {
+        Path(run): recipes.load(Path(run) / "recipe.json") for run in runs if (Path(run) / "recipe.json").is_file()
+    }
+    groups: dict[str, tuple[Path, list[Path], list[Path]]] = {}
+    for run, recipe in found.items():
+        if len(recipe.teachers) != 1:
+            continue
+        (teacher,) = recipe.teachers.values()
+        for other, base in found.items():
+            if (
+                not base.teachers
+                and (base.student, base.optim, base.seed) == (recipe.student, recipe.optim, recipe.seed)
+                and base.data.path == recipe.data.path
+            ):
+                key = f"{teacher.checkpoint} {recipe.objective} {recipe.data}"
+                trio = groups.setdefault(key, (Path(teacher.checkpoint), [], []))
+                trio[1].append(other)
+                trio[2].append(run)
+    return list(groups.values())
+
+
+def differing_recipes(runs: Sequence[str | Path]) -> dict[str, list[Any]]:
+    """Dotted field name -> its value in every run, for the recipe fields in which any differs from the first."""
+    plain = []
+    for run in runs:
+        path = Path(run) / "recipe.json"
+        plain.append(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    names = dict.fromkeys(name for other in plain[1:] for name in differing_fields(plain[0], other))
+    return {name: [_at(recipe, name) for recipe in plain] for name in names}
+
+
+def _arm(runs: Sequence[Mapping[str, Any]], *, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    top1 = [run["top1"] for run in runs]
+    return {
+        "top1_mean": fmean(top1),
+        "top1_sd": stdev(top1) if len(top1) > 1 else None,
+        "top1_each": top1,
+        "shuffled_top1": fmean(run["shuffled_top1"] for run in runs),
+        "agreement_with_teacher": fmean(agreement(run["predicted"], teacher["predicted"]) for run in runs),
+        "params": runs[0]["params"],
+        "macs": runs[0]["macs"],
+        "clips": runs[0]["clips"],
+        "skipped": sum(len(run["skipped"]) for run in runs),
+    }
+
+
+def _errors(mean: float, error: float) -> str:
+    return f"{mean / error:.1f}" if error > 0 else "countless"
+
+
+def _at(plain: Any, name: str) -> Any:
+    for key in name.split("."):
+        plain = plain.get(key) if isinstance(plain, Mapping) else None
+    return plain
