@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from videokd import recipe as recipes
-from videokd.clips.loader import BatchOrder, ClipDataset, FrameMemory, batches, check_readable
+from videokd.clips.loader import BatchOrder, ClipDataset, FrameMemory, batches, leave_out_missing
 from videokd.clips.manifest import Manifest, read_manifest
 from videokd.contracts import UNLABELLED
 from videokd.distill import Objective, Student, Teacher, all_targets, check_terms, wanted_taps
@@ -65,8 +65,12 @@ def train(
     device = recipe.machine.find()
     manifest = read_manifest(recipe.data.path)
     check_terms(recipe.objective, list(recipe.teachers))
-    train_set = _readable(manifest.split(recipe.data.train_split), recipe, console)
-    val_set = _readable(manifest.split(recipe.data.val_split), recipe, console) if recipe.data.val_split else None
+    policy = recipe.data.on_bad_video
+    train_set, missing = leave_out_missing(manifest.split(recipe.data.train_split), on_bad_video=policy)
+    val_set = None
+    if recipe.data.val_split:
+        val_set, missing_val = leave_out_missing(manifest.split(recipe.data.val_split), on_bad_video=policy)
+        missing += missing_val
     if teachers is None:
         teachers = load_teachers(recipe, manifest.classes)
 
@@ -89,6 +93,8 @@ def train(
         _fill(memory, [clips, *([val_clips] if val_clips else [])], console)
 
     skipped: dict[str, None] = {}
+    for reason in missing:
+        _name_once(reason, skipped, console)
     seen_clips, loop_started, val_top1 = 0, time.monotonic(), None
     student.train()
     with _Stop() as stop, _progress(console) as progress:
@@ -107,6 +113,7 @@ def train(
                 targets = all_targets(teachers, batch)
                 outputs = student(batch.clips["student"])
             losses = objective(outputs, targets, batch.label, progress=step / recipe.optim.steps)
+            _check_finite(losses, step)
             losses["total"].backward()
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.optim.clip_norm or float("inf"))
             optimizer.step()
@@ -116,7 +123,6 @@ def train(
             last = step == recipe.optim.steps
             if step % LOG_EVERY == 0 or last:
                 row = {name: loss.item() for name, loss in losses.items()}
-                _check_finite(row, step)
                 known = batch.label != UNLABELLED
                 right = (outputs.logits.argmax(dim=1) == batch.label)[known].float().mean().item()
                 run.log(
@@ -178,11 +184,6 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher]:
     return teachers
 
 
-def _readable(manifest: Manifest, recipe: Recipe, console: Console) -> Manifest:
-    videos = check_readable(manifest.videos, on_bad_video=recipe.data.on_bad_video, log=console.print)
-    return replace(manifest, videos=videos)
-
-
 def _dataset(
     manifest: Manifest, recipe: Recipe, specs: Mapping[str, Any], memory: FrameMemory | None, *, train: bool
 ) -> ClipDataset:
@@ -224,9 +225,9 @@ def _fill(memory: FrameMemory, datasets: Sequence[ClipDataset], console: Console
                 progress.advance(bar)
 
 
-def _check_finite(row: Mapping[str, float], step: int) -> None:
-    wrong = [name for name, value in row.items() if not abs(value) < float("inf")]
-    if wrong:
+def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
+    if not losses["total"].isfinite():
+        wrong = [name for name, loss in losses.items() if not loss.isfinite()]
         raise ValueError(f"at step {step} these losses are not finite: {', '.join(wrong)}; try a lower optim.lr")
 
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -288,25 +288,21 @@ def collate(samples: "Sequence[Sample | BadVideo]") -> Batch:
     )
 
 
-def check_readable(
-    videos: Sequence[Video], *, on_bad_video: OnBadVideo, log: Callable[[str], None]
-) -> tuple[Video, ...]:
-    """The videos whose file is there; the missing ones are an error, or are named and left out.
+def leave_out_missing(manifest: Manifest, *, on_bad_video: OnBadVideo) -> tuple[Manifest, tuple[str, ...]]:
+    """The videos whose file is there, and a sentence for each whose file is not.
 
     Raises:
         ValueError: where files are missing and `on_bad_video` is "error", or where all are.
     """
-    missing = [video for video in videos if not video.path.is_file()]
-    if not missing:
-        return tuple(videos)
-    named = ", ".join(str(video.path) for video in missing[:5]) + (", ..." if len(missing) > 5 else "")
-    if on_bad_video == "error" or len(missing) == len(videos):
+    missing = [video for video in manifest.videos if not video.path.is_file()]
+    if missing and (on_bad_video == "error" or len(missing) == len(manifest.videos)):
+        named = ", ".join(str(video.path) for video in missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise ValueError(
-            f"{len(missing)} of {len(videos)} videos are missing: {named}. "
+            f"{len(missing)} of {len(manifest.videos)} videos are missing: {named}. "
             "Correct the list, or leave them out with --on-bad-video skip"
         )
-    log(f"left out {len(missing)} of {len(videos)} videos, whose files are missing: {named}")
-    return tuple(video for video in videos if video.path.is_file())
+    there = tuple(video for video in manifest.videos if video.path.is_file())
+    return replace(manifest, videos=there), tuple(f"{video.path}: the file is missing" for video in missing)
 
 
 def view_generator(seed: int, clip_id: str, view_number: int) -> np.random.Generator:

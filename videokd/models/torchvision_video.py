@@ -183,14 +183,14 @@ def load_published(network: nn.Module, weights: str, *, head: str) -> None:
         state = get_weight(weights).get_state_dict(progress=True, check_hash=True)
     own = network.state_dict()
     resized = [key for key in (f"{head}.weight", f"{head}.bias") if key in state and state[key].shape != own[key].shape]
-    for key in resized:
-        state[key] = own[key]
-    if resized:
-        warnings.warn(f"{weights} was trained for other classes: the head is new and has to be trained", stacklevel=2)
     wrong = [key for key in own if key not in state] + [key for key in state if key not in own]
-    wrong += [key for key in own if key in state and own[key].shape != state[key].shape]
+    wrong += [key for key in own if key in state and key not in resized and own[key].shape != state[key].shape]
     if wrong:
         raise ValueError(f"{weights} is for another architecture; these keys differ: {', '.join(wrong[:8])}")
+    if resized:
+        warnings.warn(f"{weights} was trained for other classes: the head is new and has to be trained", stacklevel=2)
+    for key in resized:
+        state[key] = own[key]
     network.load_state_dict(state)
 
 

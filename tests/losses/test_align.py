@@ -1,0 +1,90 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from videokd.contracts import FeatureMap
+from videokd.losses.align import align_in_time, overlap_weights
+
+
+def times(*values: float) -> torch.Tensor:
+    return torch.tensor([values], dtype=torch.float32)
+
+
+def feature_map(values: torch.Tensor, at: torch.Tensor) -> FeatureMap:
+    """(B, T, C) as a map of one place."""
+    return FeatureMap(values[:, :, None, None, :], at)
+
+
+# source centres, target centres, weights by hand
+CASES = [
+    # Equal grids: the identity.
+    (times(0, 1, 2), times(0, 1, 2), [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    # Two into one: extents [0, 4) over [0, 1), [1, 2), ...
+    (times(0.5, 1.5, 2.5, 3.5), times(1, 3), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]),
+    # Three into two: extents [0, 3) and [3, 6) over [0, 2), [2, 4), [4, 6).
+    (times(1, 3, 5), times(1.5, 4.5), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]]),
+    # Uneven steps: extents [-0.5, 0.5), [0.5, 2.5), [2.5, 5.5) into the extents [-1, 2), [2, 5).
+    (times(0, 1, 4), times(0.5, 3.5), [[1 / 2.5, 1.5 / 2.5, 0], [0, 0.5 / 3, 2.5 / 3]]),
+    # A single target step takes all, by the length of each.
+    (times(0, 1, 2, 3), times(7), [[0.25, 0.25, 0.25, 0.25]]),
+    # A single source step serves all.
+    (times(2), times(0, 1), [[1], [1]]),
+]
+
+
+@pytest.mark.parametrize(("source", "target", "expected"), CASES)
+def test_weights_match_the_overlap_computed_by_hand(
+    source: torch.Tensor, target: torch.Tensor, expected: list[list[float]]
+) -> None:
+    weights, shared = overlap_weights(source, target)
+    torch.testing.assert_close(weights[0], torch.tensor(expected, dtype=torch.float32))
+    assert shared.tolist() == [[1.0] * target.shape[1]]
+
+
+def test_a_step_that_the_other_never_saw_is_not_shared() -> None:
+    weights, shared = overlap_weights(times(10, 11), times(0, 10.5, 21))
+    assert shared.tolist() == [[0.0, 1.0, 0.0]]
+    torch.testing.assert_close(weights[0], torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]))
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(0.01, 5), st.floats(-3, 3))
+def test_rows_sum_to_one_where_shared_and_to_zero_elsewhere(
+    sources: int, targets: int, spacing: float, offset: float
+) -> None:
+    weights, shared = overlap_weights(
+        torch.arange(sources).float()[None], (torch.arange(targets) * spacing + offset).float()[None]
+    )
+    torch.testing.assert_close(weights.sum(dim=2), shared)
+
+
+def test_the_student_is_never_upsampled() -> None:
+    student = feature_map(torch.randn(1, 4, 3), times(1, 3, 5, 7))
+    teacher = feature_map(torch.arange(8.0).view(1, 8, 1), torch.arange(8.0)[None] + 0.5)
+    aligned = align_in_time(student, teacher)
+    assert torch.equal(aligned.student, student.values[:, :, 0, 0])
+    assert aligned.teacher.flatten().tolist() == [0.5, 2.5, 4.5, 6.5]
+
+
+def test_a_finer_student_is_averaged_onto_the_teacher() -> None:
+    student = feature_map(torch.arange(8.0).view(1, 8, 1), torch.arange(8.0)[None] + 0.5)
+    teacher = feature_map(torch.randn(1, 4, 3), times(1, 3, 5, 7))
+    aligned = align_in_time(student, teacher)
+    assert torch.equal(aligned.teacher, teacher.values[:, :, 0, 0])
+    assert aligned.student.flatten().tolist() == [0.5, 2.5, 4.5, 6.5]
+
+
+def test_a_sparse_student_over_the_video_meets_a_dense_teacher_where_they_overlap() -> None:
+    # The teacher saw seconds 4 to 6 only; the student a frame every 2 seconds.
+    student = feature_map(torch.randn(1, 5, 1), times(1, 3, 5, 7, 9))
+    teacher = feature_map(torch.arange(8.0).view(1, 8, 1), (4 + torch.arange(8.0) / 4 + 1 / 8)[None])
+    aligned = align_in_time(student, teacher)
+    assert aligned.shared.tolist() == [[0, 0, 1, 0, 0]]
+    assert aligned.teacher[0, 2].tolist() == [3.5]
+
+
+def test_space_is_averaged_away() -> None:
+    student = FeatureMap(torch.ones(2, 4, 3, 3, 5), torch.arange(4.0).expand(2, 4))
+    teacher = FeatureMap(torch.ones(2, 4, 7, 7, 6), torch.arange(4.0).expand(2, 4))
+    aligned = align_in_time(student, teacher)
+    assert (aligned.student.shape, aligned.teacher.shape) == ((2, 4, 5), (2, 4, 6))

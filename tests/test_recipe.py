@@ -1,0 +1,102 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tyro
+
+from videokd import recipe as recipes
+from videokd.distill import check_terms
+from videokd.losses import FrameFeatures
+from videokd.models import ModelConfig
+from videokd.recipe import Data, Recipe, configs_folder, dump, load
+
+CONFIGS = sorted(configs_folder().rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(configs_folder()).as_posix())
+def test_every_recipe_loads_and_comes_back_from_json_equal(path: Path, tmp_path: Path) -> None:
+    recipe = load(path)
+    (tmp_path / "recipe.json").write_text(dump(recipe))
+    again = load(tmp_path / "recipe.json")
+    assert again == recipe
+    assert dump(again) == dump(recipe)
+    check_terms(recipe.objective, list(recipe.teachers))
+    assert isinstance(recipe.student, ModelConfig)
+
+
+def test_the_quickstarts_arms_differ_in_what_they_say_they_do() -> None:
+    alone, distilled = load("quickstart/alone.py"), load("quickstart/distilled.py")
+    assert replace(alone, teachers=distilled.teachers, objective=distilled.objective) == distilled
+    few = load("quickstart/distilled_unlabelled.py")
+    assert replace(few, data=replace(few.data, unlabelled_per_batch=0)) == distilled
+    assert set(distilled.objective) == {"hard", "soft", "frames", "difference", "affinity"}
+
+
+def test_fields_are_overridden_from_the_command_line() -> None:
+    recipe = tyro.cli(
+        Recipe,
+        default=load("quickstart/distilled.py"),
+        args=["--optim.lr", "1e-3", "--objective.soft.loss.temperature", "3", "--student.input.sampling.stride", "4"],
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    assert recipe.optim.lr == 1e-3
+    assert recipe.objective["soft"].loss.temperature == 3  # type: ignore[attr-defined]
+    assert recipe.student.input.sampling.stride == 4  # type: ignore[union-attr]
+    assert isinstance(recipe.objective["frames"].loss, FrameFeatures)
+
+
+def test_an_unknown_recipe_names_those_that_there_are() -> None:
+    with pytest.raises(
+        ValueError, match=r"no recipe at nowhere\.py; recipes that come with videokd: .*quickstart/alone\.py"
+    ):
+        load("nowhere.py")
+
+
+def test_a_file_without_a_recipe_says_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("recipe = 3\n")
+    with pytest.raises(ValueError, match="does not define `recipe = Recipe"):
+        load(tmp_path / "empty.py")
+
+
+def test_a_recipe_file_can_bring_its_own_loss(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass, replace\n"
+        "from videokd.distill import Term\n"
+        "from videokd.losses import CrossEntropy\n"
+        "from videokd.recipe import load\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(CrossEntropy):\n"
+        "    strength: float = 2.0\n"
+        "recipe = replace(load('quickstart/alone.py'), objective={'mine': Term(loss=Mine(strength=3.0))})\n"
+    )
+    recipe = load(file)
+    (tmp_path / "recipe.json").write_text(dump(recipe))
+    assert load(tmp_path / "recipe.json") == recipe
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"val_split": "train"}, "both 'train'"),
+        ({"val_split": "test"}, "neither trains nor selects"),
+        ({"train_split": "test"}, "neither trains nor selects"),
+        ({"in_memory": True, "workers": 2}, "set workers to 0"),
+    ],
+)
+def test_impossible_data_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Data(path="x", **wrong)  # type: ignore[arg-type]
+
+
+def test_impossible_runs_are_refused() -> None:
+    recipe = load("quickstart/distilled.py")
+    with pytest.raises(ValueError, match="at least 1"):
+        replace(recipe, validate_every=0)
+    with pytest.raises(ValueError, match="called 'student'"):
+        replace(recipe, teachers={"student": recipe.teachers["teacher"]})
+
+
+def test_shipped_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipes.load("quickstart/teacher.py").optim.steps == 700

@@ -1,0 +1,312 @@
+"""The loop on real files: it learns, it resumes exactly, and it refuses what can't work."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_clip
+from rich.console import Console
+from safetensors.torch import load_file
+
+from videokd import recipe as recipes
+from videokd.clips.loader import ClipDataset
+from videokd.clips.manifest import read_manifest, write_manifest
+from videokd.contracts import Outputs
+from videokd.distill import Term
+from videokd.losses import ClipFeatures, CrossEntropy, FrameFeatures, SoftTargets
+from videokd.losses.loss import Loss
+from videokd.models import CompactShift, Conv3d, load_model, save_model
+from videokd.recipe import Recipe, TrainedTeacher, load
+from videokd.run_folder import RunFolder, read_metrics
+from videokd.train import Interrupted, train
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def alone(drawn_set: Path) -> Recipe:
+    """A run of eight steps."""
+    recipe = load("quickstart/alone.py")
+    data = replace(recipe.data, path=str(drawn_set), batch_size=6, val_split=None)
+    student = CompactShift(width=4, input=recipe.student.input)
+    return replace(recipe, data=data, student=student, optim=replace(recipe.optim, steps=8), checkpoint_every=3)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = replace(load("quickstart/teacher.py").student, width=4)  # type: ignore[call-arg]
+    folder = tmp_path_factory.mktemp("teacher")
+    save_model(config.build(read_manifest(drawn_set).classes), folder)
+    return folder
+
+
+@pytest.fixture
+def distilled(alone: Recipe, teacher_folder: Path) -> Recipe:
+    objective = load("quickstart/distilled.py").objective
+    return replace(alone, objective=objective, teachers={"teacher": TrainedTeacher(checkpoint=str(teacher_folder))})
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def equal(one: Path, other: Path) -> bool:
+    left, right = weights(one), weights(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_distilled_run_leaves_a_plain_student_its_recipe_and_its_log(distilled: Recipe, tmp_path: Path) -> None:
+    recipe = replace(distilled, data=replace(distilled.data, val_split="val"), validate_every=4)
+    summary = train(recipe, tmp_path / "run", console=QUIET)
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "recipe.json",
+        "metrics.jsonl",
+        "summary.json",
+        "model.json",
+        "model.safetensors",
+    }
+    assert load(run / "recipe.json") == recipe
+    # Nothing of the projections is shipped.
+    plain = recipe.student.build(read_manifest(recipe.data.path).classes)
+    assert weights(run).keys() == plain.state_dict().keys()
+    assert summary["params"] == sum(parameter.numel() for parameter in plain.parameters())
+    rows = read_metrics(run)
+    assert [row["step"] for row in rows] == [4, 8, 8]
+    assert {"hard", "soft", "frames", "difference", "affinity", "total", "lr", "grad_norm"} <= set(rows[1])
+    assert rows[2]["val_top1"] == summary["val_top1"] == json.loads((run / "summary.json").read_text())["val_top1"]
+    assert load_model(run)(random_clip(frames=8)).logits.shape == (2, 12)  # type: ignore[union-attr]
+
+
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(distilled: Recipe, tmp_path: Path) -> None:
+    for name, recipe in (("a", distilled), ("b", distilled), ("c", replace(distilled, seed=1))):
+        train(recipe, tmp_path / name, console=QUIET)
+    assert equal(tmp_path / "a", tmp_path / "b")
+    assert not equal(tmp_path / "a", tmp_path / "c")
+
+
+def test_a_remembering_teacher_and_memory_change_nothing(distilled: Recipe, tmp_path: Path) -> None:
+    (source,) = distilled.teachers.values()
+    online = replace(
+        distilled,
+        teachers={"teacher": replace(source, remember=False)},
+        data=replace(distilled.data, in_memory=False, views=2),
+        optim=replace(distilled.optim, steps=12),
+    )
+    stored = replace(
+        online,
+        teachers={"teacher": replace(source, remember=True)},
+        data=replace(online.data, in_memory=True),
+    )
+    train(online, tmp_path / "online", console=QUIET)
+    train(stored, tmp_path / "stored", console=QUIET)
+    one, other = weights(tmp_path / "online"), weights(tmp_path / "stored")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C while the given step's losses are computed."""
+    from videokd.distill import Objective
+
+    compute, calls = Objective.__call__, []
+
+    def counted(self: Objective, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute(self, *args, **kwargs)
+
+    monkeypatch.setattr(Objective, "__call__", counted)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    train(distilled, tmp_path / "whole", console=QUIET)
+    with monkeypatch.context() as patch:
+        interrupt_after(step, patch)
+        with pytest.raises(Interrupted, match=f"after step {step}; go on with: videokd train --resume"):
+            train(distilled, tmp_path / "parts", console=QUIET)
+    assert not (tmp_path / "parts" / "model.json").exists()
+    train(distilled, tmp_path / "parts", resume=True, console=QUIET)
+    assert equal(tmp_path / "whole", tmp_path / "parts")
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "parts")
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(
+    distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(distilled, tmp_path / "whole", console=QUIET)
+    saves: list[int] = []
+    save = RunFolder.save
+
+    def save_then_die(self: RunFolder, *args: Any, step: int) -> None:
+        save(self, *args, step=step)
+        saves.append(step)
+        if step == 6:
+            raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", save_then_die)
+        with pytest.raises(RuntimeError, match="the power went"):
+            train(distilled, tmp_path / "parts", console=QUIET)
+    assert saves == [3, 6]
+    train(distilled, tmp_path / "parts", resume=True, console=QUIET)
+    assert equal(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_log_cut_short_by_a_crash_is_read_up_to_the_cut(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "total": 1.0}\n{"step": 20, "tot')
+    assert read_metrics(tmp_path) == [{"step": 10, "total": 1.0}]
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_learns(drawn_set: Path, tmp_path: Path) -> None:
+    recipe = load("quickstart/alone.py")
+    data = replace(recipe.data, path=str(drawn_set), batch_size=24, val_split=None, views=1)
+    recipe = replace(recipe, data=data, optim=replace(recipe.optim, steps=120, lr=4e-3))
+    train(recipe, tmp_path / "run", console=QUIET)
+    rows = read_metrics(tmp_path / "run")
+    assert rows[0]["train_top1"] < 0.5
+    assert rows[-1]["train_top1"] > 0.95
+
+
+def test_unlabelled_clips_are_learned_from_the_teacher_alone(distilled: Recipe, tmp_path: Path) -> None:
+    manifest = read_manifest(distilled.data.path)
+    videos = tuple(
+        replace(video, label=None) if number % 2 and video.split == "train" else video
+        for number, video in enumerate(manifest.videos)
+    )
+    write_manifest(replace(manifest, videos=videos), tmp_path / "half.jsonl")
+    data = replace(distilled.data, path=str(tmp_path / "half.jsonl"), unlabelled_per_batch=4)
+    train(replace(distilled, data=data), tmp_path / "run", console=QUIET)
+    only_hard = replace(distilled, data=data, objective={"hard": Term(loss=CrossEntropy())}, teachers={})
+    with pytest.raises(ValueError, match="every term of the objective needs labels"):
+        train(only_hard, tmp_path / "refused", console=QUIET)
+    said = io.StringIO()
+    unused = replace(only_hard, data=replace(data, unlabelled_per_batch=0))
+    train(unused, tmp_path / "left", console=Console(file=said, width=200))
+    assert "12 of 24 clips have no label and are left out" in said.getvalue()
+
+
+# --- refused before the first step ---
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(alone: Recipe, tmp_path: Path) -> None:
+    train(alone, tmp_path / "run", console=QUIET)
+    before = weights(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"already holds something; go on with --resume"):
+        train(alone, tmp_path / "run", console=QUIET)
+    with pytest.raises(ValueError, match="is finished: nothing to resume"):
+        train(alone, tmp_path / "run", resume=True, console=QUIET)
+    with pytest.raises(ValueError, match="is another recipe"):
+        train(replace(alone, seed=9), tmp_path / "run", resume=True, console=QUIET)
+    with pytest.raises(ValueError, match="no run to resume"):
+        train(alone, tmp_path / "other", resume=True, console=QUIET)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "run").items())
+
+
+def test_a_teacher_of_other_classes_is_refused_only_where_its_logits_count(distilled: Recipe, tmp_path: Path) -> None:
+    save_model(Conv3d(width=4).build(["jump", "run"]), tmp_path / "teacher")
+    recipe = replace(distilled, teachers={"teacher": TrainedTeacher(checkpoint=str(tmp_path / "teacher"))})
+    with pytest.raises(ValueError, match=r"class lists .* differ: only in the first \['jump', 'run'\]"):
+        train(recipe, tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+    features = {"hard": Term(loss=CrossEntropy()), "frames": Term(loss=FrameFeatures())}
+    train(replace(recipe, objective=features), tmp_path / "run", console=QUIET)
+
+
+def test_an_unknown_tap_is_refused(distilled: Recipe, tmp_path: Path) -> None:
+    recipe = replace(distilled, objective={"clip": Term(loss=ClipFeatures(teacher_tap="clips"))})
+    with pytest.raises(ValueError, match=r"no tap 'clips'; did you mean 'clip'\?"):
+        train(recipe, tmp_path / "run", console=QUIET)
+
+
+def test_a_teacher_to_whom_nobody_listens_is_refused(distilled: Recipe, tmp_path: Path) -> None:
+    recipe = replace(distilled, objective={"hard": Term(loss=CrossEntropy())})
+    with pytest.raises(ValueError, match="no term of the objective listens to teacher 'teacher'"):
+        train(recipe, tmp_path / "run", console=QUIET)
+
+
+def test_a_teacher_that_is_not_there_is_refused(distilled: Recipe, tmp_path: Path) -> None:
+    recipe = replace(distilled, teachers={"teacher": TrainedTeacher(checkpoint=str(tmp_path / "nowhere"))})
+    with pytest.raises(ValueError, match="holds no trained model"):
+        train(recipe, tmp_path / "run", console=QUIET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploding(Loss):
+    """Not a number."""
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, label: torch.Tensor) -> torch.Tensor:
+        assert student.logits is not None
+        return student.logits.sum() * float("nan")
+
+
+def test_a_loss_that_is_not_a_number_is_named(distilled: Recipe, tmp_path: Path) -> None:
+    recipe = replace(distilled, objective={"soft": Term(loss=SoftTargets()), "bad": Term(loss=Exploding())})
+    with pytest.raises(ValueError, match="at step 1 these losses are not finite: bad, total"):
+        train(recipe, tmp_path / "run", console=QUIET)
+
+
+def test_a_broken_video_stops_the_run_or_is_named_and_counted(alone: Recipe, tmp_path: Path) -> None:
+    manifest = read_manifest(alone.data.path).split("train")
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    gone = replace(manifest.videos[1], path=tmp_path / "gone.mp4")
+    videos = (replace(manifest.videos[0], path=bad), gone, *manifest.videos[2:])
+    write_manifest(replace(manifest, videos=videos), tmp_path / "list.jsonl")
+    data = replace(alone.data, path=str(tmp_path / "list.jsonl"))
+    with pytest.raises(ValueError, match=r"1 of 24 videos are missing: .*gone\.mp4"):
+        train(replace(alone, data=data), tmp_path / "refused", console=QUIET)
+    summary = train(replace(alone, data=replace(data, on_bad_video="skip")), tmp_path / "run", console=QUIET)
+    assert len(summary["skipped"]) == 2
+    assert any("bad.mp4" in reason for reason in summary["skipped"])
+    assert any("gone.mp4" in reason for reason in summary["skipped"])
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_starts_with_the_losses_of_the_cpu(distilled: Recipe, tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        machine = replace(distilled.machine, device=device)
+        train(replace(distilled, machine=machine, optim=replace(distilled.optim, steps=1)), tmp_path / device)
+    one, other = (read_metrics(tmp_path / device)[0] for device in ("cpu", "cuda"))
+    for name in distilled.objective:
+        assert one[name] == pytest.approx(other[name], rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_line_leaves_a_checkpoint_and_says_how_to_go_on(alone: Recipe, tmp_path: Path) -> None:
+    recipe = replace(alone, optim=replace(alone.optim, steps=100_000))
+    (tmp_path / "recipe.json").write_text(recipes.dump(recipe))
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "videokd.cli", "train", str(tmp_path / "recipe.json"), "--out", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"videokd train --resume {run}" in said
+    assert (run / "checkpoint.safetensors").is_file()
+
+
+def test_a_run_reads_real_files_by_default(alone: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    sample = ClipDataset._sample
+    monkeypatch.setattr(ClipDataset, "_sample", lambda self, i, v: seen.append(i) or sample(self, i, v))
+    recipe = replace(alone, data=replace(alone.data, in_memory=False), optim=replace(alone.optim, steps=2))
+    train(recipe, tmp_path / "run", console=QUIET)
+    assert len(seen) == 12
