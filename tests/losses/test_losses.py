@@ -20,6 +20,7 @@ from videokd.losses import (
 from videokd.losses.align import layer_normalised
 
 ALL = [getattr(losses, name) for name in losses.__all__ if name not in ("Loss", "Pair")]
+DISTILLING = [cls() for cls in ALL if cls is not CrossEntropy]
 FEATURE_LOSSES = [ClipFeatures, FrameFeatures, TemporalDifference, TemporalAffinity]
 B, T, C, K = 3, 6, 5, 4
 

@@ -1,0 +1,39 @@
+"""A teacher for your own videos: R(2+1)D-18 from Kinetics-400, fine-tuned on your classes.
+
+    videokd train own_videos/teacher.py --out runs/teacher --data.path VIDEOS
+
+VIDEOS is a folder with one folder per class, a .csv (path,label[,split][,group]) or a .jsonl manifest.
+"""
+
+from videokd.clips.views import Augment, RandomResizedCrop
+from videokd.contracts import Dense, InputSpec
+from videokd.distill import Term
+from videokd.losses import CrossEntropy
+from videokd.models import VideoResNet
+from videokd.optim import AdamW
+from videokd.recipe import Data, Recipe
+
+recipe = Recipe(
+    data=Data(
+        path="videos",
+        train_split="train",
+        batch_size=16,
+        # No flip: it falsifies "left" and "right". Set --data.augment.flip 0.5 where your classes have neither.
+        augment=Augment(crop=RandomResizedCrop(scale=(0.4, 1.0))),
+        workers=2,
+    ),
+    student=VideoResNet(
+        name="r2plus1d_18",
+        weights="R2Plus1D_18_Weights.KINETICS400_V1",
+        input=InputSpec(
+            frames=16,
+            size=112,
+            sampling=Dense(stride=2),
+            crop_fraction=0.875,
+            mean=(0.43216, 0.394666, 0.37645),
+            std=(0.22803, 0.22145, 0.216989),
+        ),
+    ),
+    objective={"hard": Term(loss=CrossEntropy())},
+    optim=AdamW(steps=2000, lr=3e-4, weight_decay=0.05, warmup=0.05, clip_norm=5.0),
+)

@@ -1,0 +1,146 @@
+"""The command line as a stranger would use it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from videokd.cli import main
+from videokd.clips.manifest import read_manifest
+
+
+def run(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def trained(drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A run of three steps."""
+    small = ("--data.path", drawn_set, "--optim.steps", "3", "--student.width", "4", "--data.val-split", "None")
+    assert run("train", "quickstart/alone.py", "--out", tmp_path / "alone", *small) == 0
+    assert "3 steps in" in capsys.readouterr().out
+    return tmp_path / "alone"
+
+
+def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    assert run("--help") == 0
+    assert run("data") == 2
+    captured = capsys.readouterr()
+    for command in ("quickstart", "train RECIPE", "evaluate RUN", "compare RUN...", "data synth OUT", "doctor"):
+        assert command in captured.out
+        assert command in captured.err
+
+
+def test_train_evaluate_compare(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", trained) == 0
+    said = capsys.readouterr().out
+    assert "on 12 clips of" in said
+    assert "slide_left" in said
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    assert evaluation["clips"] == 12
+    assert run("compare", trained, trained) == 0
+    assert "MMAC/clip" in capsys.readouterr().out
+
+
+def test_compare_pairs_the_arms(
+    trained: Path, drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--data.path", drawn_set, "--optim.steps", "3", "--student.width", "4", "--data.val-split", "None")
+    assert run("train", "quickstart/teacher.py", "--out", tmp_path / "teacher", *shared) == 0
+    checkpoint = ("--teachers.teacher.checkpoint", tmp_path / "teacher")
+    assert run("train", "quickstart/distilled.py", "--out", tmp_path / "distilled", *shared, *checkpoint) == 0
+    runs = [tmp_path / name for name in ("teacher", "alone", "distilled")]
+    for folder in runs:
+        assert run("evaluate", folder) == 0
+    capsys.readouterr()
+    assert run("compare", *runs) == 0
+    said = capsys.readouterr().out
+    assert "student distilled" in said
+    assert "Distilled - alone, paired by seed" in said
+    assert "recipe field" in said
+
+
+def test_train_resumes_by_its_folder_alone(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--resume", trained) == 1
+    assert "is finished: nothing to resume" in capsys.readouterr().err
+    (trained / "model.json").unlink()
+    assert run("train", "--resume", trained) == 0
+    assert (trained / "model.json").is_file()
+
+
+def test_data_synth_draws_a_set(tmp_path: Path) -> None:
+    counts = ("--train", "12", "--val", "0", "--test", "0", "--workers", "1")
+    assert run("data", "synth", tmp_path / "set", *counts) == 0
+    assert len(read_manifest(tmp_path / "set" / "manifest.jsonl").videos) == 12
+
+
+def test_doctor_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    said = capsys.readouterr().out
+    for line in ("videokd", "torch", "FFmpeg libraries", "decord", "GPU"):
+        assert line in said
+
+
+def test_doctor_says_why_a_reader_does_not_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert run("doctor") == 0
+    assert "not usable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "usage: videokd train RECIPE"),
+        (["train", "nowhere.py"], "no recipe at nowhere.py"),
+        (["train", "--resume", "nowhere"], "holds no run to resume"),
+        (["train", "own_videos/alone.py", "--out", "{tmp}/run"], "no list or folder of videos at videos"),
+        (["evaluate", "nowhere"], "has no recipe.json"),
+        (["evaluate", "nowhere", "--list", "{set}"], "holds no trained model"),
+        (["compare"], "name at least one run"),
+        (["compare", "nowhere"], "videokd evaluate nowhere"),
+    ],
+)
+def test_a_wrong_command_is_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, drawn_set: Path
+) -> None:
+    assert run(*[argument.format(tmp=tmp_path, set=drawn_set) for argument in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("videokd: error: ")
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_an_unknown_field_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("train", "quickstart/distilled.py", "--objective.soft.loss.temprature", "3")
+    assert stopped.value.code == 2
+    assert "--objective.soft.loss.temperature" in capsys.readouterr().err
+
+
+def test_a_bad_video_can_be_skipped_by_its_plain_flag(
+    drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = drawn_set.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["path"] = str(drawn_set.parent / row["path"])
+    gone = {**rows[0], "path": "gone.mp4"}
+    listed = tmp_path / "list.jsonl"
+    listed.write_text("".join(json.dumps(row) + "\n" for row in [gone, *rows]))
+    small = ("--data.path", listed, "--optim.steps", "2", "--student.width", "4", "--data.val-split", "None")
+    assert run("train", "quickstart/alone.py", "--out", tmp_path / "a", *small) == 1
+    assert "--on-bad-video skip" in capsys.readouterr().err
+    assert run("train", "quickstart/alone.py", "--out", tmp_path / "b", *small, "--on-bad-video", "skip") == 0
+    said = capsys.readouterr().out
+    assert "gone.mp4: the file is missing" in said.replace("\n", "")
+    assert "1 videos skipped" in said
+
+
+def test_the_installed_command_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "videokd.cli", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: videokd COMMAND")
