@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 # The main job: real video files, teacher, student alone, student distilled, an honest comparison.
 demo: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
-	$(PYTHON) -m videokd.cli quickstart --out $(OUT) --regime same-data
+	$(PYTHON) -m videokd.cli quickstart --out $(OUT)
 
 test: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
 	$(PYTHON) -m pytest --slow --cov --cov-report=term-missing:skip-covered --cov-fail-under=90

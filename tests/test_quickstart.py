@@ -1,12 +1,16 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from videokd.clips.manifest import read_manifest
+from videokd.optim import AdamW
 from videokd.quickstart import FAST, Scale, quickstart
 from videokd.recipe import load
+from videokd.train import Interrupted
 
 QUIET = Console(quiet=True)
 TINY = Scale(train=48, labelled=24, val=12, test=24, teacher_steps=3, student_steps=3)
@@ -81,6 +85,26 @@ def test_a_second_quickstart_in_the_same_folder_is_refused_or_goes_on(done: Path
         quickstart(tmp_path, scale=TINY, console=QUIET)
     with pytest.raises(ValueError, match="at least 1, not 0"):
         quickstart(tmp_path / "new", seeds=0, console=QUIET)
+
+
+def test_an_interrupted_quickstart_says_how_to_go_on_and_does(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lr_at, calls = AdamW.lr_at, []
+
+    def ctrl_c_in_the_first_student(self: AdamW, step: int) -> float:
+        calls.append(1)
+        if len(calls) == 6:  # the teacher's three steps ask for it four times
+            os.kill(os.getpid(), signal.SIGINT)
+        return lr_at(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdamW, "lr_at", ctrl_c_in_the_first_student)
+        with pytest.raises(Interrupted, match="go on with: the same command and --resume"):
+            quickstart(tmp_path / "out", seeds=2, scale=TINY, console=QUIET)
+    report = quickstart(tmp_path / "out", seeds=2, scale=TINY, resume=True, console=QUIET)
+    # As if nothing had happened, and as without the second regime.
+    assert report["arms"] == json.loads((done / "report.json").read_text())["arms"]
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ def train(arguments: Sequence[str]) -> None:
         f"{run}: {summary['steps']} steps in {summary['seconds']:.0f} s, "
         f"{summary['clips_per_second']:.0f} clips/s{score}{skipped}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -138,12 +139,15 @@ def evaluate(
         f"top-1 {found['top1']:.1%} on {found['clips']} clips of {videos} ({split or 'all splits'}); "
         f"mean over classes {found['mean_class_accuracy']:.1%}; frames shuffled {found['shuffled_top1']:.1%}",
         highlight=False,
+        soft_wrap=True,
     )
     rows = [(name, f"{100 * value:.1f}") for name, value in found["per_class"].items()]
     CONSOLE.print(terminal_table(("class", "top-1 %"), rows))
     for reason in found["skipped"]:
-        CONSOLE.print(f"skipped: {reason}", highlight=False)
-    CONSOLE.print(f"{len(found['skipped'])} videos skipped. Confusion and predictions: {path}", highlight=False)
+        CONSOLE.print(f"skipped: {reason}", highlight=False, soft_wrap=True)
+    CONSOLE.print(
+        f"{len(found['skipped'])} videos skipped. Confusion and predictions: {path}", highlight=False, soft_wrap=True
+    )
 
 
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
@@ -173,7 +177,7 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         report = arms(teacher, alone, distilled)
         CONSOLE.print(terminal_table(COLUMNS, arm_rows(report), title=f"{len(alone)} paired seeds"))
         for line in gain_lines(report):
-            CONSOLE.print(line, highlight=False)
+            CONSOLE.print(line, highlight=False, soft_wrap=True)
     fields = differing_recipes(runs)
     if fields:
         differing = [(name, *map(_short, values)) for name, values in fields.items()]
@@ -217,7 +221,7 @@ def synth(
         workers: Processes.
     """
     path = synthetic.write_set(out, counts={"train": train, "val": val, "test": test}, seed=seed, workers=workers)
-    CONSOLE.print(f"{train + val + test} videos, listed in {path}", highlight=False)
+    CONSOLE.print(f"{train + val + test} videos, listed in {path}", highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -24,7 +24,7 @@ from videokd.report.comparison import arms, write_evaluation
 from videokd.report.figures import draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table, terminal_table
 from videokd.run_folder import write_text
-from videokd.train import load_teachers, train
+from videokd.train import Interrupted, load_teachers, train
 
 Regime = Literal["transfer-set", "same-data"]
 
@@ -64,7 +64,7 @@ def quickstart(
         regime: "transfer-set": the teacher has all labels, the student few of them and the other clips without
             labels. "same-data" adds the regime in which the student has them all too.
         scale: how big; None for the full quickstart.
-        resume: go on with an interrupted quickstart of the same settings.
+        resume: go on with an interrupted quickstart of the same settings, or add a regime to a finished one.
         machine: where to run; None for the defaults.
         console: where to report; None for the terminal.
 
@@ -74,19 +74,22 @@ def quickstart(
     console, scale, machine = console or Console(), scale or Scale(), machine or Machine()
     if seeds < 1:
         raise ValueError(f"seeds counts pairs of students: at least 1, not {seeds}")
-    settings = json.dumps({"seeds": seeds, "regime": regime, "scale": asdict(scale)}) + "\n"
+    # Not the regime: one can be added to a quickstart that is finished.
+    settings = json.dumps({"seeds": seeds, "scale": asdict(scale)}) + "\n"
     _claim(out, settings, resume=resume)
     clock = _Clock()
 
     with clock.stage("data"):
-        console.print(f"Drawing {scale.train + scale.val + scale.test} videos in {out / 'data'}", highlight=False)
+        console.print(
+            f"Drawing {scale.train + scale.val + scale.test} videos in {out / 'data'}", highlight=False, soft_wrap=True
+        )
         counts = {"train": scale.train, "val": scale.val, "test": scale.test}
         full = synthetic.write_set(out / "data", counts=counts)
         lists = {"same-data": full, "transfer-set": _withhold_labels(full, scale.labelled)}
 
     memory = FrameMemory()
     teacher_recipe = _sized(load("quickstart/teacher.py"), full, steps=scale.teacher_steps, machine=machine)
-    console.print("Training the teacher", highlight=False)
+    console.print("Training the teacher", highlight=False, soft_wrap=True)
     with clock.stage("teacher"):
         _run(teacher_recipe, out / "teacher", resume, memory=memory, console=console)
 
@@ -98,7 +101,9 @@ def quickstart(
         runs[name] = {"teacher": [out / "teacher"], "alone": [], "distilled": []}
         for seed in range(seeds):
             for arm, recipe in recipe_of.items():
-                console.print(f"Training the student {arm}, {name} regime, seed {seed}", highlight=False)
+                console.print(
+                    f"Training the student {arm}, {name} regime, seed {seed}", highlight=False, soft_wrap=True
+                )
                 recipe = _sized(recipe, lists[name], steps=scale.student_steps, machine=machine)
                 if recipe.teachers:
                     source = TrainedTeacher(checkpoint=str(out / "teacher"), remember=True)
@@ -200,12 +205,21 @@ def _print(report: Mapping[str, Any], out: Path, console: Console) -> None:
         if block is None:
             continue
         console.print()
-        console.print(f"{block['regime']} regime. {block['description']}", highlight=False)
+        console.print(f"{block['regime']} regime. {block['description']}", highlight=False, soft_wrap=True)
         console.print(terminal_table(COLUMNS, arm_rows(block)))
         for line in gain_lines(block):
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
+    if "same_data" not in report:
+        console.print(
+            "\nTo add the regime in which the student sees all the labels too: the same command with "
+            "--regime same-data --resume",
+            highlight=False,
+            soft_wrap=True,
+        )
     minutes = sum(report["seconds"].values()) / 60
-    console.print(f"\nTook {minutes:.1f} minutes. Report and plots: {out / 'report.md'}", highlight=False)
+    console.print(
+        f"\nTook {minutes:.1f} minutes. Report and plots: {out / 'report.md'}", highlight=False, soft_wrap=True
+    )
 
 
 def _claim(out: Path, settings: str, *, resume: bool) -> None:
@@ -245,7 +259,10 @@ def _run(recipe: Recipe, folder: Path, resume: bool, **shared: Any) -> None:
         if recipes.dump(recipe) != (folder / "recipe.json").read_text(encoding="utf-8"):
             raise ValueError(f"{folder} was made by another recipe; name another --out")
         return
-    train(recipe, folder, resume=resume and started, **shared)
+    try:
+        train(recipe, folder, resume=resume and started, **shared)
+    except Interrupted as stop:
+        raise Interrupted(stop.step, "the same command and --resume") from stop
 
 
 class _Clock:

@@ -32,8 +32,9 @@ LOG_EVERY = 10  # steps
 class Interrupted(Exception):
     """Ctrl-C: the run wrote a checkpoint and stopped."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        super().__init__(f"stopped after step {step}; go on with: videokd train --resume {run}")
+    def __init__(self, step: int, go_on: str) -> None:
+        super().__init__(f"stopped after step {step}; go on with: {go_on}")
+        self.step = step
 
 
 def train(
@@ -139,12 +140,13 @@ def train(
                         f"{run.path.name}: step {step}, loss {losses['total'].item():.3f}, "
                         f"validation top-1 {val_top1:.1%}",
                         highlight=False,
+                        soft_wrap=True,
                     )
             progress.update(bar, completed=step)
             if stop.requested or (step % recipe.checkpoint_every == 0 and not last):
                 run.save(student, optimizer, step=step)
             if stop.requested and not last:
-                raise Interrupted(run.path, step)
+                raise Interrupted(step, f"videokd train --resume {run.path}")
 
     model.eval()
     price = cost(model)
@@ -204,6 +206,7 @@ def _order(clips: ClipDataset, recipe: Recipe, steps: range, console: Console) -
         console.print(
             f"{unlabelled} of {len(labels)} clips have no label and are left out (data.unlabelled_per_batch is 0)",
             highlight=False,
+            soft_wrap=True,
         )
     if recipe.data.unlabelled_per_batch and all(term.loss.needs_labels for term in recipe.objective.values()):
         raise ValueError("every term of the objective needs labels: data.unlabelled_per_batch must be 0")
@@ -234,7 +237,7 @@ def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
 def _name_once(reason: str, named: dict[str, None], console: Console) -> None:
     if reason not in named:
         named[reason] = None
-        console.print(f"skipped: {reason}", highlight=False)
+        console.print(f"skipped: {reason}", highlight=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:

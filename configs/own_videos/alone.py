@@ -1,6 +1,6 @@
 """A compact student for your own videos, without a teacher: MobileNetV3-Small over 8 frames with temporal shift.
 
-    videokd train own_videos/alone.py --out runs/alone --data.path VIDEOS
+videokd train own_videos/alone.py --out runs/alone --data.path VIDEOS
 """
 
 from dataclasses import replace

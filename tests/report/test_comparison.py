@@ -70,7 +70,8 @@ def test_arms_match_numbers_computed_by_hand(runs: dict[str, list[Path]]) -> Non
     assert found["paired_difference"]["mean"] == pytest.approx(0.27)
     assert found["paired_difference"]["se"] == pytest.approx(0.03)
     assert found["gap_recovered"]["mean"] == pytest.approx(0.27 / 0.35)
-    assert found["verdict"] == "Distillation helped: +27.0 points, 9.0 standard errors over paired seeds."
+    # t(1) = 12.706: 27 -+ 38.1 points. Two seeds show little.
+    assert found["verdict"] == "Distillation was not shown to help: +27.0 points, 95 % interval -11.1 to +65.1."
     assert found["arms"]["distilled"]["skipped"] == 2
 
 
@@ -83,18 +84,20 @@ def test_a_paired_run_is_found_by_its_recipe(runs: dict[str, list[Path]]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("mean", "error", "gap", "said"),
+    ("differences", "gap", "said"),
     [
-        (0.1, 0.01, 0.2, "Distillation helped: +10.0 points, 10.0 standard errors"),
-        (0.01, 0.01, 0.2, "Distillation was not shown to help: +1.0 points, 1.0 standard errors"),
-        (-0.1, 0.01, 0.2, "Distillation hurt: -10.0 points, 10.0 standard errors"),
-        (0.1, None, 0.2, "One seed: +10.0 points"),
-        (0.01, 0.01, 0.05, "The teacher is 5.0 points above the student alone: too little"),
-        (0.0, 0.0, 0.2, "Distillation was not shown to help"),
+        # Mean .10, standard error .01, t(2) = 4.303.
+        ([0.08268, 0.1, 0.11732], 0.2, "Distillation helped: +10.0 points, 95 % interval +5.7 to +14.3."),
+        # Two standard errors from zero are not enough for three seeds.
+        ([0.0, 0.02, 0.04], 0.2, "Distillation was not shown to help: +2.0 points, 95 % interval -3.0 to +7.0."),
+        ([-0.08268, -0.1, -0.11732], 0.2, "Distillation hurt: -10.0 points"),
+        ([0.1], 0.2, "One seed: +10.0 points for distillation; run more seeds"),
+        ([0.01, 0.02], 0.05, "The teacher is 5.0 points above the student alone: too little"),
+        ([0.0, 0.0], 0.2, "Distillation was not shown to help"),
     ],
 )
-def test_the_verdict_says_what_the_numbers_say(mean: float, error: float | None, gap: float, said: str) -> None:
-    assert said in verdict({"mean": mean, "se": error}, gap=gap)
+def test_the_verdict_says_what_the_numbers_say(differences: list[float], gap: float, said: str) -> None:
+    assert said in verdict(differences, gap=gap)
 
 
 def test_differing_fields_are_listed_for_every_run(runs: dict[str, list[Path]], tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def drawn(augment: Augment, *, height: int, width: int, crop_fraction: float, rn
     flipped = bool(rng.random() < augment.flip)
     if isinstance(augment.crop, RandomCrop):
         side = _side(height, width, crop_fraction)
-        top, left = rng.integers((height - side + 1, width - side + 1))
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
         return Placement(Box(int(top), int(left), side, side), flipped)
     area = rng.uniform(*augment.crop.scale) * height * width
     ratio = np.exp(rng.uniform(*np.log(augment.crop.ratio)))
     # A box that does not fit is cut to the frame rather than drawn again: one draw, one view.
     box_height = int(np.clip(round(np.sqrt(area / ratio)), 1, height))
     box_width = int(np.clip(round(np.sqrt(area * ratio)), 1, width))
-    top, left = rng.integers((height - box_height + 1, width - box_width + 1))
+    top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
     return Placement(Box(int(top), int(left), box_height, box_width), flipped)
 
 

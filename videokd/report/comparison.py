@@ -9,7 +9,7 @@ from typing import Any
 
 from videokd import recipe as recipes
 from videokd.config import differing_fields
-from videokd.evaluate import MIN_GAP, agreement, gap_recovered, standard_error
+from videokd.evaluate import MIN_GAP, agreement, gap_recovered, interval, standard_error
 from videokd.run_folder import write_text
 
 EVALUATION = "evaluation.json"
@@ -58,28 +58,27 @@ def arms(teacher: str | Path, alone: Sequence[str | Path], distilled: Sequence[s
     top1 = {arm: [run["top1"] for run in runs] for arm, runs in scored.items()}
     differences = [after - before for before, after in zip(top1["alone"], top1["distilled"], strict=True)]
     recovered = gap_recovered(teacher=top1["teacher"][0], alone=top1["alone"], distilled=top1["distilled"])
-    difference = {"mean": fmean(differences), "se": standard_error(differences) if len(differences) > 1 else None}
+    error = standard_error(differences) if len(differences) > 1 else None
     return {
         "arms": {arm: _arm(runs, teacher=scored["teacher"][0]) for arm, runs in scored.items()},
-        "paired_difference": {**difference, "each": differences},
+        "paired_difference": {"mean": fmean(differences), "se": error, "each": differences},
         "gap_recovered": asdict(recovered) if recovered else None,
-        "verdict": verdict(difference, gap=top1["teacher"][0] - fmean(top1["alone"])),
+        "verdict": verdict(differences, gap=top1["teacher"][0] - fmean(top1["alone"])),
     }
 
 
-def verdict(difference: Mapping[str, float | None], *, gap: float) -> str:
-    """What the numbers say of a distillation, in a sentence."""
-    mean, error = difference["mean"], difference["se"]
-    assert mean is not None
-    points = f"{100 * mean:+.1f} points"
-    if error is None:
+def verdict(differences: Sequence[float], *, gap: float) -> str:
+    """What paired differences (distilled - alone, shares of clips) say of a distillation, in a sentence.
+
+    It helped or hurt if the 95 % interval of the mean difference (Student's t) leaves zero out.
+    """
+    found = interval(differences)
+    points = f"{100 * found.mean:+.1f} points"
+    if found.low is None or found.high is None:
         said = f"One seed: {points} for distillation; run more seeds to know whether it helped."
-    elif mean > 2 * error and mean > 0:
-        said = f"Distillation helped: {points}, {_errors(mean, error)} standard errors over paired seeds."
-    elif mean < -2 * error:
-        said = f"Distillation hurt: {points}, {_errors(-mean, error)} standard errors over paired seeds."
     else:
-        said = f"Distillation was not shown to help: {points}, {_errors(abs(mean), error)} standard errors."
+        word = "helped" if found.low > 0 else "hurt" if found.high < 0 else "was not shown to help"
+        said = f"Distillation {word}: {points}, 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}."
     if gap < MIN_GAP:
         said += f" The teacher is {100 * gap:.1f} points above the student alone: too little to speak of a share of it."
     return said
@@ -135,10 +134,6 @@ def _arm(runs: Sequence[Mapping[str, Any]], *, teacher: Mapping[str, Any]) -> di
         "clips": runs[0]["clips"],
         "skipped": sum(len(run["skipped"]) for run in runs),
     }
-
-
-def _errors(mean: float, error: float) -> str:
-    return f"{mean / error:.1f}" if error > 0 else "countless"
 
 
 def _at(plain: Any, name: str) -> Any:

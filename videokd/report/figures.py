@@ -50,9 +50,8 @@ def accuracy(report: Mapping[str, Any]) -> Figure:
         mean = 100 * found["top1_mean"]
         axes.bar(place, mean, color=COLOURS[arm], width=0.6, yerr=100 * (found["top1_sd"] or 0), capsize=5, alpha=0.85)
         seeds = [100 * value for value in found["top1_each"]]
-        axes.plot(
-            place + np.linspace(-0.12, 0.12, len(seeds)), seeds, "o", color="white", markeredgecolor="black", ms=5
-        )
+        places = place + 0.12 * (np.arange(len(seeds)) - (len(seeds) - 1) / 2)
+        axes.plot(places, seeds, "o", color="white", markeredgecolor="black", ms=5)
         # Above the error bar and the highest seed, so that neither crosses the number.
         top = max(max(seeds), mean + 100 * (found["top1_sd"] or 0))
         axes.annotate(f"{mean:.1f}", (place, top), (0, 6), textcoords="offset points", ha="center", weight="bold")

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 NAMES = {"teacher": "teacher", "alone": "student alone", "distilled": "student distilled"}
-COLUMNS = ("arm", "top-1 %", "shuffled %", "agrees with teacher %", "params", "MMAC/clip")
+COLUMNS = ("arm", "top-1 %", "shuffled %", "agree %", "params", "MMAC/clip")
 
 
 def arm_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -1,0 +1,53 @@
+"""What the README says must run."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from videokd.cli import USAGE
+from videokd.clips.manifest import read_manifest
+from videokd.contracts import Dense, InputSpec
+from videokd.models import Conv3d, load_model, save_model
+from videokd.recipe import configs_folder
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_trains_and_saves_a_student(
+    drawn_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    quickstart = tmp_path / "runs" / "quickstart"
+    quickstart.mkdir(parents=True)
+    os.symlink(drawn_set.parent, quickstart / "data")
+    torch.manual_seed(0)
+    teacher = Conv3d(width=4, input=InputSpec(frames=16, size=32, sampling=Dense(stride=1)))
+    save_model(teacher.build(read_manifest(drawn_set).classes), quickstart / "teacher")
+    monkeypatch.chdir(tmp_path)
+    assert "range(300)" in example
+    assert "workers=2" in example
+    exec(example.replace("range(300)", "range(2)").replace("workers=2", "workers=0"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
+    assert load_model(tmp_path / "runs" / "minimal").classes == read_manifest(drawn_set).classes
+
+
+def test_every_command_and_recipe_that_the_readme_names_is_there() -> None:
+    commands = set(re.findall(r"videokd (quickstart|train|evaluate|compare|data synth|doctor)", README))
+    assert {"quickstart", "train", "evaluate", "compare"} <= commands
+    assert all(command in USAGE for command in commands)
+    recipes = set(re.findall(r"\b(?:quickstart|own_videos)/\w+\.py", README))
+    assert recipes
+    assert all((configs_folder() / recipe).is_file() for recipe in recipes)
+
+
+def test_every_file_and_picture_that_the_pages_link_is_there() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / link).exists(), f"{page.name} links {link}"
+        for path in re.findall(r"`((?:videokd|configs|tests|benchmarks|data)/[\w/.]+\.(?:py|md))`", text):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
