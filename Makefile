@@ -15,9 +15,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
 	touch $@
 
+# `make demo` again goes on where it was stopped; ARGS="--regime same-data" adds to what it runs.
 # The main job: real video files, teacher, student alone, student distilled, an honest comparison.
 demo: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
-	$(PYTHON) -m videokd.cli quickstart --out $(OUT)
+	$(PYTHON) -m videokd.cli quickstart --out $(OUT) $(if $(wildcard $(OUT)/quickstart.json),--resume) $(ARGS)
 
 test: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
 	$(PYTHON) -m pytest --slow --cov --cov-report=term-missing:skip-covered --cov-fail-under=90

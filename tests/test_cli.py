@@ -41,6 +41,10 @@ def test_train_evaluate_compare(trained: Path, capsys: pytest.CaptureFixture[str
     assert "slide_left" in said
     evaluation = json.loads((trained / "evaluation.json").read_text())
     assert evaluation["clips"] == 12
+    assert "Careful" not in said
+    assert run("evaluate", trained, "--split", "train") == 0
+    assert "trained on 24 of these 24 clips" in capsys.readouterr().out
+    assert run("evaluate", trained) == 0
     assert run("compare", trained, trained) == 0
     assert "MMAC/clip" in capsys.readouterr().out
 
@@ -67,7 +71,9 @@ def test_train_resumes_by_its_folder_alone(trained: Path, capsys: pytest.Capture
     assert run("train", "--resume", trained) == 1
     assert "is finished: nothing to resume" in capsys.readouterr().err
     (trained / "model.json").unlink()
-    assert run("train", "--resume", trained) == 0
+    assert run("train", "--resume", trained, "--optim.lr", "0.5") == 1
+    assert "is another recipe" in capsys.readouterr().err
+    assert run("train", "--resume", trained, "--on-bad-video", "skip", "--machine.device", "cpu") == 0
     assert (trained / "model.json").is_file()
 
 
@@ -98,7 +104,8 @@ def test_doctor_says_why_a_reader_does_not_work(
         (["train"], "usage: videokd train RECIPE"),
         (["train", "nowhere.py"], "no recipe at nowhere.py"),
         (["train", "--resume", "nowhere"], "holds no run to resume"),
-        (["train", "own_videos/alone.py", "--out", "{tmp}/run"], "no list or folder of videos at videos"),
+        (["train", "own_videos/alone.py", "--out", "{tmp}/run"], "no list or folder of videos at "),
+        (["data", "synth", "/proc/nothing"], "No such file"),
         (["evaluate", "nowhere"], "has no recipe.json"),
         (["evaluate", "nowhere", "--list", "{set}"], "holds no trained model"),
         (["compare"], "name at least one run"),

@@ -58,6 +58,25 @@ def test_only_plain_values_are_taken(value: object) -> None:
         to_plain(value)
 
 
+def test_data_from_others_run_no_code(tmp_path: Path) -> None:
+    file = tmp_path / "evil.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom pathlib import Path\n"
+        f"Path({str(tmp_path / 'ran')!r}).touch()\n@dataclass\nclass X: ...\n"
+    )
+    for address in (f"{file}:X", "this:X"):
+        with pytest.raises(ValueError, match="not part of videokd"):
+            from_plain({"type": address}, trust="videokd")
+    assert not (tmp_path / "ran").exists()
+    # A class that is imported already runs nothing new.
+    assert from_plain(to_plain(Inner()), trust="videokd") == Inner()
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(ValueError, match=r"InputSpec can't be made of what is written: .*'size'"):
+        from_plain({"type": "videokd.contracts:InputSpec", "frames": 3})
+
+
 def test_differing_fields_are_named_by_their_path() -> None:
     one, other = to_plain(Outer(parts={"a": Inner()})), to_plain(Outer(parts={"a": Inner(name="x")}, rate=0.2))
     assert differing_fields(one, other) == {"parts.a.name": (None, "x"), "rate": (0.1, 0.2)}

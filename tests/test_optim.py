@@ -31,6 +31,11 @@ def test_an_impossible_schedule_is_refused(wrong: dict[str, float]) -> None:
         AdamW(**wrong)  # type: ignore[arg-type]
 
 
+def test_a_gradient_limit_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="clip_norm must be above 0, or None"):
+        AdamW(steps=1, clip_norm=0.0)
+
+
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="no device 'warp' here"):
         Machine(device="warp").find()

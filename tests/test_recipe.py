@@ -93,6 +93,30 @@ def test_impossible_runs_are_refused() -> None:
         replace(recipe, validate_every=0)
     with pytest.raises(ValueError, match="called 'student'"):
         replace(recipe, teachers={"student": recipe.teachers["teacher"]})
+    with pytest.raises(ValueError, match="would remember endless views"):
+        replace(recipe, data=replace(recipe.data, views=None))
+    with pytest.raises(ValueError, match="seeds are not negative"):
+        replace(recipe, seed=-1)
+
+
+def test_a_misspelt_field_in_a_file_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    head = "from dataclasses import replace\nfrom videokd.optim import AdamW\nfrom videokd.recipe import load\n"
+    for line in ("optim = AdamW(stepz=3)", "recipe = replace(load('quickstart/alone.py').optim, stepz=3)"):
+        file.write_text(head + line)
+        with pytest.raises(ValueError, match=r"mine\.py: .*unexpected keyword argument 'stepz'"):
+            load(file)
+    file.write_text(head + "optim = AdamW(stepz=3)")
+    with pytest.raises(ValueError, match=r"did you mean 'steps'\?"):
+        load(file)
+
+
+def test_an_anchored_recipe_is_good_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipes.anchored(load("quickstart/distilled.py"))
+    assert recipe.data.path == str(tmp_path / "runs/quickstart/data/manifest.jsonl")
+    assert recipe.teachers["teacher"].checkpoint == str(tmp_path / "runs/quickstart/teacher")
+    assert recipes.anchored(recipe) == recipe
 
 
 def test_shipped_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from videokd.losses.loss import Loss
 from videokd.models import CompactShift, Conv3d, load_model, save_model
 from videokd.recipe import Recipe, TrainedTeacher, load
 from videokd.run_folder import RunFolder, read_metrics
-from videokd.train import Interrupted, train
+from videokd.train import Interrupted, train, training_videos
 
 QUIET = Console(quiet=True)
 
@@ -151,8 +151,8 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(
     saves: list[int] = []
     save = RunFolder.save
 
-    def save_then_die(self: RunFolder, *args: Any, step: int) -> None:
-        save(self, *args, step=step)
+    def save_then_die(self: RunFolder, module: Any, optimizer: Any, step: int) -> None:
+        save(self, module, optimizer, step)
         saves.append(step)
         if step == 6:
             raise RuntimeError("the power went")
@@ -201,18 +201,22 @@ def test_unlabelled_clips_are_learned_from_the_teacher_alone(distilled: Recipe, 
     assert "12 of 24 clips have no label and are left out" in said.getvalue()
 
 
-# --- refused before the first step ---
-
-
 def test_a_folder_that_holds_a_run_is_not_overwritten(alone: Recipe, tmp_path: Path) -> None:
     train(alone, tmp_path / "run", console=QUIET)
     before = weights(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"already holds something; go on with --resume"):
+    with pytest.raises(ValueError, match=r"already holds a finished run"):
         train(alone, tmp_path / "run", console=QUIET)
-    with pytest.raises(ValueError, match="is finished: nothing to resume"):
-        train(alone, tmp_path / "run", resume=True, console=QUIET)
+    (tmp_path / "run" / "model.json").rename(tmp_path / "model.json")
+    with pytest.raises(ValueError, match=r"already holds a run; go on with videokd train --resume"):
+        train(alone, tmp_path / "run", console=QUIET)
     with pytest.raises(ValueError, match="is another recipe"):
         train(replace(alone, seed=9), tmp_path / "run", resume=True, console=QUIET)
+    (tmp_path / "model.json").rename(tmp_path / "run" / "model.json")
+    (tmp_path / "note.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"already holds something else"):
+        train(alone, tmp_path, console=QUIET)
+    with pytest.raises(ValueError, match="is finished: nothing to resume"):
+        train(alone, tmp_path / "run", resume=True, console=QUIET)
     with pytest.raises(ValueError, match="no run to resume"):
         train(alone, tmp_path / "other", resume=True, console=QUIET)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "run").items())
@@ -259,6 +263,59 @@ def test_a_loss_that_is_not_a_number_is_named(distilled: Recipe, tmp_path: Path)
     recipe = replace(distilled, objective={"soft": Term(loss=SoftTargets()), "bad": Term(loss=Exploding())})
     with pytest.raises(ValueError, match="at step 1 these losses are not finite: bad, total"):
         train(recipe, tmp_path / "run", console=QUIET)
+
+
+def test_a_run_that_meets_a_broken_video_goes_on_without_it(alone: Recipe, tmp_path: Path) -> None:
+    manifest = read_manifest(alone.data.path).split("train")
+    good = manifest.videos[-1].path
+    swapped = tmp_path / "swapped.mp4"
+    swapped.write_bytes(good.read_bytes())
+    videos = (*manifest.videos[:-1], replace(manifest.videos[-1], path=swapped))
+    write_manifest(replace(manifest, videos=videos), tmp_path / "list.jsonl")
+    data = replace(alone.data, path=str(tmp_path / "list.jsonl"), in_memory=False)
+    # Two workers, which read ahead: the file is broken from the start, and its clip comes at some later step.
+    swapped.write_bytes(b"broken")
+    recipe = replace(alone, data=replace(data, workers=2))
+    with pytest.raises(ValueError, match=r"swapped\.mp4.*--on-bad-video skip"):
+        train(recipe, tmp_path / "run", console=QUIET)
+    skipping = replace(recipe, data=replace(data, on_bad_video="skip", workers=0))
+    summary = train(skipping, tmp_path / "run", resume=True, console=QUIET)
+    assert len(summary["skipped"]) == 1
+    train(skipping, tmp_path / "whole", console=QUIET)
+    assert equal(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_refused_recipe_leaves_no_folder(alone: Recipe, tmp_path: Path) -> None:
+    impossible = replace(alone, data=replace(alone.data, unlabelled_per_batch=3))
+    with pytest.raises(ValueError, match="needs labels"):
+        train(impossible, tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_video_is_taken_only_of_a_list_without_splits(alone: Recipe, drawn_set: Path, tmp_path: Path) -> None:
+    every = replace(alone, data=replace(alone.data, train_split=None))
+    with pytest.raises(ValueError, match="has the splits test, train, val: name the one to train on"):
+        train(every, tmp_path / "run", console=QUIET)
+    manifest = read_manifest(drawn_set)
+    for number, video in enumerate(manifest.videos[:24]):
+        folder = tmp_path / "plain" / str(video.label)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.mp4").write_bytes(video.path.read_bytes())
+    said = io.StringIO()
+    plain = replace(alone.data, path=str(tmp_path / "plain"))
+    train(replace(alone, data=plain), tmp_path / "hashed", console=Console(file=said, width=200))
+    assert "names no splits: a fifth of it" in said.getvalue()
+    train(replace(alone, data=replace(plain, train_split=None)), tmp_path / "all", console=QUIET)
+
+
+def test_the_split_unlabelled_joins_in_without_its_labels(distilled: Recipe) -> None:
+    manifest = read_manifest(distilled.data.path)
+    videos = tuple(replace(v, split="unlabelled") if v.split == "val" else v for v in manifest.videos)
+    moved = replace(manifest, videos=videos)
+    plain = training_videos(moved, distilled)
+    mixed = training_videos(moved, replace(distilled, data=replace(distilled.data, unlabelled_per_batch=2)))
+    assert len(plain.videos) == 24
+    assert [video.label for video in mixed.videos[24:]] == [None] * 12
 
 
 def test_a_broken_video_stops_the_run_or_is_named_and_counted(alone: Recipe, tmp_path: Path) -> None:

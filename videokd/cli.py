@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -13,23 +14,22 @@ from typing import Annotated, Any, Literal
 import av
 import torch
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 
 import videokd
 from videokd import quickstart as quickstarts
 from videokd import recipe as recipes
 from videokd.clips import synthetic
-from videokd.clips.manifest import read_manifest
+from videokd.clips.manifest import Manifest, read_manifest
 from videokd.evaluate import evaluate as evaluate_model
-from videokd.machine import Machine
+from videokd.machine import Machine, terminal
 from videokd.recipe import Recipe
 from videokd.report.comparison import arms, differing_recipes, read_evaluation, trios, write_evaluation
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, terminal_table
 from videokd.train import Interrupted
 from videokd.train import train as train_recipe
 
-CONSOLE = Console()
+CONSOLE = terminal()
 
 
 def quickstart(
@@ -64,37 +64,35 @@ class _TrainCommand:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """`videokd train RECIPE [--out DIR] [--FIELD VALUE ...]`, or `videokd train --resume RUN`."""
-    if arguments[:1] == ["--resume"] and len(arguments) == 2:
-        run = Path(arguments[1])
-        recipe_path = run / "recipe.json"
-        if not recipe_path.is_file():
-            raise ValueError(f"{run} holds no run to resume (no recipe.json)")
-        summary = train_recipe(recipes.load(recipe_path), run, resume=True, console=CONSOLE)
-    elif arguments and not arguments[0].startswith("-"):
-        recipe = recipes.load(arguments[0])
-        command = tyro.cli(
-            _TrainCommand,
-            default=_TrainCommand(out=Path("runs") / Path(arguments[0]).stem, recipe=recipe),
-            args=list(arguments[1:]),
-            prog=f"videokd train {arguments[0]}",
-            description="Trains the recipe's student. Every field of the recipe can be overridden.",
-            config=(tyro.conf.AvoidSubcommands,),
-        )
-        run = command.out
-        summary = train_recipe(command.recipe, run, console=CONSOLE)
-    else:
+    """`videokd train RECIPE [--out DIR] [--FIELD VALUE ...]`, or `videokd train --resume RUN [--FIELD VALUE ...]`."""
+    resume = arguments[:1] == ["--resume"]
+    source, fields = (arguments[1:2], arguments[2:]) if resume else (arguments[:1], arguments[1:])
+    if not source or source[0].startswith("-"):
         raise ValueError(
             "usage: videokd train RECIPE [--out DIR] [--FIELD VALUE ...], or videokd train --resume RUN; "
             "videokd train RECIPE --help lists the recipe's fields"
         )
+    path = Path(source[0])
+    if resume and not (path / "recipe.json").is_file():
+        raise ValueError(f"{path} holds no run to resume (no recipe.json)")
+    command = tyro.cli(
+        _TrainCommand,
+        default=_TrainCommand(
+            out=path if resume else Path("runs") / path.stem,
+            recipe=recipes.load(path / "recipe.json" if resume else path),
+        ),
+        args=list(fields),
+        prog=f"videokd train {'--resume ' if resume else ''}{path}",
+        description="Trains the recipe's student. Every field of the recipe can be overridden.",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    run = path if resume else command.out
+    summary = train_recipe(command.recipe, run, resume=resume, console=CONSOLE)
     score = "" if summary["val_top1"] is None else f", validation top-1 {summary['val_top1']:.1%}"
     skipped = f", {len(summary['skipped'])} videos skipped" if summary["skipped"] else ""
     CONSOLE.print(
         f"{run}: {summary['steps']} steps in {summary['seconds']:.0f} s, "
         f"{summary['clips_per_second']:.0f} clips/s{score}{skipped}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -121,7 +119,7 @@ def evaluate(
     if videos is None:
         if not (run / "recipe.json").is_file():
             raise ValueError(f"{run} has no recipe.json to take the list from: name one with --list")
-        videos = recipes.load(run / "recipe.json").data.path
+        videos = _plain_recipe(run)["data"]["path"]
     manifest = read_manifest(videos).split(split)
     with Progress(console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
         bar = progress.add_task("evaluating", total=2 * len(manifest.videos))
@@ -134,20 +132,19 @@ def evaluate(
             on_bad_video=on_bad_video,
             advance=lambda clips: progress.advance(bar, clips),
         )
+    found |= {"split": split, "trained_on": _trained_on(run, manifest)}
     path = write_evaluation(run, found)
     CONSOLE.print(
         f"top-1 {found['top1']:.1%} on {found['clips']} clips of {videos} ({split or 'all splits'}); "
         f"mean over classes {found['mean_class_accuracy']:.1%}; frames shuffled {found['shuffled_top1']:.1%}",
-        highlight=False,
-        soft_wrap=True,
     )
     rows = [(name, f"{100 * value:.1f}") for name, value in found["per_class"].items()]
     CONSOLE.print(terminal_table(("class", "top-1 %"), rows))
+    if found["trained_on"]:
+        CONSOLE.print(f"Careful: the run was trained on {found['trained_on']} of these {len(manifest.videos)} clips.")
     for reason in found["skipped"]:
-        CONSOLE.print(f"skipped: {reason}", highlight=False, soft_wrap=True)
-    CONSOLE.print(
-        f"{len(found['skipped'])} videos skipped. Confusion and predictions: {path}", highlight=False, soft_wrap=True
-    )
+        CONSOLE.print(f"skipped: {reason}")
+    CONSOLE.print(f"{len(found['skipped'])} videos skipped. Confusion and predictions: {path}")
 
 
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
@@ -159,8 +156,7 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     if not runs:
         raise ValueError("name at least one run folder")
     found = {str(run): read_evaluation(run) for run in runs}
-    scored_on = {tuple(evaluation["predicted"]) for evaluation in found.values()}
-    if len(scored_on) > 1:
+    if len({(one["list"], one["split"], *sorted(one["predicted"])) for one in found.values()}) > 1:
         raise ValueError("the runs were scored on different clips: evaluate them on one list and split")
     rows = [
         (
@@ -177,7 +173,7 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         report = arms(teacher, alone, distilled)
         CONSOLE.print(terminal_table(COLUMNS, arm_rows(report), title=f"{len(alone)} paired seeds"))
         for line in gain_lines(report):
-            CONSOLE.print(line, highlight=False, soft_wrap=True)
+            CONSOLE.print(line)
     fields = differing_recipes(runs)
     if fields:
         differing = [(name, *map(_short, values)) for name, values in fields.items()]
@@ -221,7 +217,7 @@ def synth(
         workers: Processes.
     """
     path = synthetic.write_set(out, counts={"train": train, "val": val, "test": test}, seed=seed, workers=workers)
-    CONSOLE.print(f"{train + val + test} videos, listed in {path}", highlight=False, soft_wrap=True)
+    CONSOLE.print(f"{train + val + test} videos, listed in {path}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -254,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"videokd: {stop}", file=sys.stderr)
         return 130
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"videokd: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -274,6 +270,26 @@ def _run(arguments: list[str]) -> int:
         print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
         return 0 if command in ("-h", "--help") else 2
     return 0
+
+
+def _plain_recipe(run: Path) -> Any:
+    # As data alone: looking at somebody's run must not import their code.
+    path = run / "recipe.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _trained_on(run: Path, scored: Manifest) -> int:
+    """How many of the scored clips the run was trained on."""
+    if not (run / "recipe.json").is_file():
+        return 0
+    data = _plain_recipe(run)["data"]
+    if not Path(data["path"]).exists():
+        return 0
+    trained = {video.path.resolve() for video in read_manifest(data["path"]).split(data["train_split"]).videos}
+    return sum(video.path.resolve() in trained for video in scored.videos)
 
 
 def _importable(module: str) -> str:

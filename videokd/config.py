@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 _FILE_MODULE = "videokd_recipe_file:"
 
@@ -32,25 +32,36 @@ def to_plain(value: object) -> Any:
     raise ValueError(f"a configuration holds plain values, got {value!r} of type {type(value).__name__}")
 
 
-def from_plain(plain: Any) -> Any:
+Trust = Literal["videokd", "any"]
+
+
+def from_plain(plain: Any, *, trust: Trust = "any") -> Any:
     """What `to_plain` was given.
 
+    Args:
+        plain: JSON data.
+        trust: "any" imports whatever module or recipe file the data name, which runs code; "videokd" takes classes
+            of this package and of modules that are imported already, for data that come from others.
+
     Raises:
-        ValueError: for a class that is not there, or a field that it does not have (with the nearest name).
+        ValueError: for a class that is not there, or a field that it lacks or does not have (with the nearest name).
     """
     if isinstance(plain, list):
-        return tuple(from_plain(item) for item in plain)
+        return tuple(from_plain(item, trust=trust) for item in plain)
     if not isinstance(plain, Mapping):
         return plain
     if "type" not in plain:
-        return {key: from_plain(item) for key, item in plain.items()}
-    cls = _class_at(plain["type"])
+        return {key: from_plain(item, trust=trust) for key, item in plain.items()}
+    cls = _class_at(str(plain["type"]), trust=trust)
     known = [f.name for f in dataclasses.fields(cls)]
-    given = {key: from_plain(item) for key, item in plain.items() if key != "type"}
+    given = {key: from_plain(item, trust=trust) for key, item in plain.items() if key != "type"}
     for name in given:
         if name not in known:
             raise ValueError(f"{cls.__name__} has no field {name!r}{nearest(name, known)}")
-    return cls(**given)
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__} can't be made of what is written: {error}") from error
 
 
 def import_file(path: Path) -> ModuleType:
@@ -95,8 +106,11 @@ def _address(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _class_at(address: str) -> Any:
+def _class_at(address: str, *, trust: Trust) -> Any:
     where, _, name = address.rpartition(":")
+    known = where.startswith("videokd.") or where in sys.modules or f"{_FILE_MODULE}{where}" in sys.modules
+    if trust == "videokd" and not known:
+        raise ValueError(f"{address!r} is not part of videokd: import its module first if you trust it")
     try:
         module = import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
         cls = getattr(module, name)

@@ -81,6 +81,10 @@ class Clip:
         """The same clip on `device`; the copy does not block when the source is pinned."""
         return Clip(self.frames.to(device, non_blocking=True), self.times.to(device, non_blocking=True))
 
+    def pin_memory(self) -> "Clip":
+        """The same clip in page-locked memory; `DataLoader` calls this."""
+        return Clip(self.frames.pin_memory(), self.times.pin_memory())
+
     def at(self, order: Tensor) -> "Clip":
         """Frames in another order, times left in place: order int64 (B, T)."""
         picked = torch.take_along_dim(self.frames, order[:, :, None, None, None], dim=1)
@@ -104,6 +108,11 @@ class Batch:
             clips={party: clip.to(device) for party, clip in self.clips.items()},
             label=self.label.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; `DataLoader` calls this."""
+        clips = {party: clip.pin_memory() for party, clip in self.clips.items()}
+        return replace(self, clips=clips, label=self.label.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from videokd.contracts import UNLABELLED
 from videokd.machine import Machine
 from videokd.models import VideoModel, load_model
 from videokd.models.cost import cost
+
+FrameOrder = Literal["filmed", "shuffled"]
 
 MIN_GAP = 0.08
 """Below this gap between teacher and student alone (a share of clips), the share recovered means nothing."""
@@ -36,7 +38,7 @@ def evaluate(
     """Scores the model in `folder` on `videos`, as they are and with each clip's frames shuffled.
 
     Preprocessing and class names come from the model. Plain numbers, ready for JSON: those of `scores`,
-    "shuffled_top1", the predicted class of every clip by name, and what the model costs.
+    "shuffled_top1", the class predicted for every clip by name, and what the model costs.
 
     Raises:
         ValueError: if there is no model, or the videos have classes that it does not know.
@@ -46,17 +48,28 @@ def evaluate(
     dataset = ClipDataset(
         videos.with_classes(model.classes, of=str(folder)),
         {"student": model.config.input},
-        on_bad_video=on_bad_video,
         memory=memory,
     )
-    ordered = predict(model, dataset, batch_size=batch_size, workers=workers, advance=advance)
-    shuffled = predict(model, dataset, batch_size=batch_size, workers=workers, shuffle_frames=True, advance=advance)
+
+    def run(frame_order: FrameOrder) -> Predictions:
+        return predict(
+            model,
+            dataset,
+            machine=machine,
+            batch_size=batch_size,
+            workers=workers,
+            on_bad_video=on_bad_video,
+            frame_order=frame_order,
+            advance=advance,
+        )
+
+    ordered, shuffled = run("filmed"), run("shuffled")
     price = cost(model)
     return {
         **scores(ordered),
         "shuffled_top1": scores(shuffled)["top1"],
-        "predicted": dict(zip(ordered.ids, ordered.predicted.tolist(), strict=True)),
-        "list": str(videos.source),
+        "predicted": dict(zip(ordered.ids, (model.classes[k] for k in ordered.predicted.tolist()), strict=True)),
+        "list": str(videos.source.resolve()),
         "params": price.params,
         "macs": price.macs,
     }
@@ -83,37 +96,46 @@ def predict(
     model: VideoModel,
     dataset: ClipDataset,
     *,
+    machine: Machine | None = None,
     batch_size: int = 32,
     workers: int = 0,
-    shuffle_frames: bool = False,
+    on_bad_video: OnBadVideo = "error",
+    frame_order: FrameOrder = "filmed",
     advance: Callable[[int], None] = lambda clips: None,
 ) -> Predictions:
     """Runs the model over every clip, once, by its centred view.
 
     Args:
-        model: put in eval mode while this runs.
+        model: on the device where it is to run; put in eval mode while this runs.
         dataset: made with `specs={"student": model.config.input}`.
+        machine: its precision is used; None for fp32.
         batch_size: clips at once.
         workers: processes that decode.
-        shuffle_frames: hand out each clip's frames in a random order, the same for every model.
+        on_bad_video: "skip" leaves out a video that can't be read, and names it in `Predictions.skipped`.
+        frame_order: "shuffled" hands out each clip's frames in a random order, the same for every model.
         advance: called with the number of clips done.
 
     Raises:
-        ValueError: if no clip could be read.
+        ValueError: if no clip could be read, or one could not and `on_bad_video` is "error".
     """
     training = model.training
     model.eval()
     device = model.mean.device
-    labels, logits, ids, skipped = [], [], [], []
-    for batch in batches(dataset, EveryClip(len(dataset), batch_size), workers=workers):
+    labels: list[Tensor] = []
+    logits: list[Tensor] = []
+    ids: list[str] = []
+    skipped: list[str] = []
+    order = EveryClip(len(dataset), batch_size)
+    for batch in batches(dataset, order, workers=workers, on_bad_video=on_bad_video):
         skipped += batch.skipped
         advance(len(batch.id) + len(batch.skipped))
         if not batch.id:
             continue
         clip = batch.clips["student"].to(device)
-        if shuffle_frames:
-            clip = clip.at(torch.stack([_frame_order(name, clip.frames.shape[1]) for name in batch.id]).to(device))
-        answer = model(clip).logits
+        if frame_order == "shuffled":
+            clip = clip.at(torch.stack([_shuffled(name, clip.frames.shape[1]) for name in batch.id]).to(device))
+        with (machine or Machine()).autocast(device):
+            answer = model(clip).logits
         assert answer is not None
         logits.append(answer.float().cpu())
         labels.append(batch.label)
@@ -152,7 +174,7 @@ def scores(predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def agreement(one: Mapping[str, int], other: Mapping[str, int]) -> float:
+def agreement(one: Mapping[str, str], other: Mapping[str, str]) -> float:
     """Share of clips, by name, of which two models predict the same class.
 
     Raises:
@@ -191,24 +213,27 @@ def gap_recovered(*, teacher: float, alone: Sequence[float], distilled: Sequence
     """G = (distilled - alone) / (teacher - alone), over seeds paired by place; shares of clips, not per cent.
 
     The ratio of the mean gain to the mean gap, with a jackknife interval [Tukey 1958]: a seed whose own gap happens to
-    be small can't blow it up. None where the mean gap is under `MIN_GAP`: a ratio to almost nothing.
+    be small can't blow it up. None where the mean gap is under `MIN_GAP`, a ratio to almost nothing; no interval where
+    the gap vanishes when a seed is left out.
     """
     pairs = list(zip(alone, distilled, strict=True))
-    if teacher - fmean(alone) < MIN_GAP:
+    # A rounding error below the threshold is not below it.
+    if teacher - fmean(alone) < MIN_GAP - 1e-9:
         return None
 
     def ratio(chosen: Sequence[tuple[float, float]]) -> float:
         return fmean(after - before for before, after in chosen) / fmean(teacher - before for before, _ in chosen)
 
     n, whole = len(pairs), ratio(pairs)
-    if n == 1:
+    others = [pairs[:left_out] + pairs[left_out + 1 :] for left_out in range(n)]
+    if n == 1 or any(fmean(before for before, _ in left) >= teacher for left in others):
         return Interval(whole, None, None)
-    pseudo_values = [n * whole - (n - 1) * ratio(pairs[:left_out] + pairs[left_out + 1 :]) for left_out in range(n)]
+    pseudo_values = [n * whole - (n - 1) * ratio(left) for left in others]
     spread = interval(pseudo_values)
     assert spread.low is not None
     half = spread.mean - spread.low
     return Interval(whole, whole - half, whole + half)
 
 
-def _frame_order(clip_id: str, num_frames: int) -> Tensor:
+def _shuffled(clip_id: str, num_frames: int) -> Tensor:
     return torch.from_numpy(view_generator(0, clip_id, 0).permutation(num_frames).astype(np.int64))

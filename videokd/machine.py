@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,11 @@ class Machine:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
+
+
+def terminal() -> Console:
+    """Where to report. Names of files are printed as they are: a bracket in one is no markup."""
+    return Console(markup=False, highlight=False, soft_wrap=True)
 
 
 def seed_step(seed: int, step: int) -> None:

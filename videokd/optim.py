@@ -23,6 +23,8 @@ class AdamW:
     """Largest norm of the gradient; None for no limit."""
 
     def __post_init__(self) -> None:
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be above 0, or None for no limit, got {self.clip_norm}")
         if self.steps < 1 or self.lr <= 0 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"steps must be at least 1, lr above 0 and warmup in [0, 1), "

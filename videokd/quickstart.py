@@ -18,8 +18,8 @@ from videokd.clips.loader import FrameMemory
 from videokd.clips.manifest import read_manifest, write_manifest
 from videokd.distill import Teacher
 from videokd.evaluate import evaluate
-from videokd.machine import Machine
-from videokd.recipe import Recipe, TrainedTeacher, load
+from videokd.machine import Machine, terminal
+from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
 from videokd.report.comparison import arms, write_evaluation
 from videokd.report.figures import draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table, terminal_table
@@ -71,7 +71,7 @@ def quickstart(
     Returns:
         What report.json says.
     """
-    console, scale, machine = console or Console(), scale or Scale(), machine or Machine()
+    console, scale, machine = console or terminal(), scale or Scale(), machine or Machine()
     if seeds < 1:
         raise ValueError(f"seeds counts pairs of students: at least 1, not {seeds}")
     # Not the regime: one can be added to a quickstart that is finished.
@@ -80,30 +80,27 @@ def quickstart(
     clock = _Clock()
 
     with clock.stage("data"):
-        console.print(
-            f"Drawing {scale.train + scale.val + scale.test} videos in {out / 'data'}", highlight=False, soft_wrap=True
-        )
+        console.print(f"Drawing {scale.train + scale.val + scale.test} videos in {out / 'data'}")
         counts = {"train": scale.train, "val": scale.val, "test": scale.test}
         full = synthetic.write_set(out / "data", counts=counts)
         lists = {"same-data": full, "transfer-set": _withhold_labels(full, scale.labelled)}
 
     memory = FrameMemory()
-    teacher_recipe = _sized(load("quickstart/teacher.py"), full, steps=scale.teacher_steps, machine=machine)
-    console.print("Training the teacher", highlight=False, soft_wrap=True)
-    with clock.stage("teacher"):
-        _run(teacher_recipe, out / "teacher", resume, memory=memory, console=console)
+    teacher_recipe = _sized(_shipped("teacher"), full, steps=scale.teacher_steps, machine=machine)
+    console.print("Training the teacher")
+    clock.add("teacher", _run(teacher_recipe, out / "teacher", resume, memory=memory, console=console))
 
     runs: dict[str, dict[str, list[Path]]] = {}
     teachers: dict[str, Teacher] | None = None
-    for name in ("transfer-set", "same-data") if regime == "same-data" else ("transfer-set",):
-        distilled_recipe = load(f"quickstart/{'distilled' if name == 'same-data' else 'distilled_unlabelled'}.py")
-        recipe_of = {"alone": load("quickstart/alone.py"), "distilled": distilled_recipe}
+    # A regime that this folder already holds stays in its report.
+    both = regime == "same-data" or (out / "same-data").is_dir()
+    for name in ("transfer-set", "same-data") if both else ("transfer-set",):
+        distilled_recipe = _shipped("distilled" if name == "same-data" else "distilled_unlabelled")
+        recipe_of = {"alone": _shipped("alone"), "distilled": distilled_recipe}
         runs[name] = {"teacher": [out / "teacher"], "alone": [], "distilled": []}
         for seed in range(seeds):
             for arm, recipe in recipe_of.items():
-                console.print(
-                    f"Training the student {arm}, {name} regime, seed {seed}", highlight=False, soft_wrap=True
-                )
+                console.print(f"Training the student {arm}, {name} regime, seed {seed}")
                 recipe = _sized(recipe, lists[name], steps=scale.student_steps, machine=machine)
                 if recipe.teachers:
                     source = TrainedTeacher(checkpoint=str(out / "teacher"), remember=True)
@@ -111,15 +108,8 @@ def quickstart(
                     # One teacher for all seeds and regimes: it remembers what it said of every view.
                     teachers = teachers or load_teachers(recipe, read_manifest(full).classes)
                 folder = out / name / f"{arm}-seed{seed}"
-                with clock.stage(arm):
-                    _run(
-                        replace(recipe, seed=seed),
-                        folder,
-                        resume,
-                        teachers=teachers if recipe.teachers else {},
-                        memory=memory,
-                        console=console,
-                    )
+                shared = {"teachers": teachers if recipe.teachers else {}, "memory": memory, "console": console}
+                clock.add(arm, _run(replace(recipe, seed=seed), folder, resume, **shared))
                 runs[name][arm].append(folder)
 
     with clock.stage("evaluation"):
@@ -205,21 +195,17 @@ def _print(report: Mapping[str, Any], out: Path, console: Console) -> None:
         if block is None:
             continue
         console.print()
-        console.print(f"{block['regime']} regime. {block['description']}", highlight=False, soft_wrap=True)
+        console.print(f"{block['regime']} regime. {block['description']}")
         console.print(terminal_table(COLUMNS, arm_rows(block)))
         for line in gain_lines(block):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line)
     if "same_data" not in report:
         console.print(
             "\nTo add the regime in which the student sees all the labels too: the same command with "
             "--regime same-data --resume",
-            highlight=False,
-            soft_wrap=True,
         )
     minutes = sum(report["seconds"].values()) / 60
-    console.print(
-        f"\nTook {minutes:.1f} minutes. Report and plots: {out / 'report.md'}", highlight=False, soft_wrap=True
-    )
+    console.print(f"\nTook {minutes:.1f} minutes. Report and plots: {out / 'report.md'}")
 
 
 def _claim(out: Path, settings: str, *, resume: bool) -> None:
@@ -246,23 +232,29 @@ def _withhold_labels(full: Path, labelled: int) -> Path:
     return path
 
 
+def _shipped(name: str) -> Recipe:
+    return load(configs_folder() / "quickstart" / f"{name}.py")
+
+
 def _sized(recipe: Recipe, videos: Path, *, steps: int, machine: Machine) -> Recipe:
     return replace(
         recipe, data=replace(recipe.data, path=str(videos)), optim=replace(recipe.optim, steps=steps), machine=machine
     )
 
 
-def _run(recipe: Recipe, folder: Path, resume: bool, **shared: Any) -> None:
-    """Trains, goes on with, or leaves alone what an interrupted quickstart has finished."""
+def _run(recipe: Recipe, folder: Path, resume: bool, **shared: Any) -> float:
+    """Trains, goes on with, or leaves alone what an interrupted quickstart has finished; the seconds that it took."""
     started = (folder / "recipe.json").is_file()
     if started and (folder / "model.json").is_file():
-        if recipes.dump(recipe) != (folder / "recipe.json").read_text(encoding="utf-8"):
+        if recipes.dump(recipes.anchored(recipe)) != (folder / "recipe.json").read_text(encoding="utf-8"):
             raise ValueError(f"{folder} was made by another recipe; name another --out")
-        return
-    try:
-        train(recipe, folder, resume=resume and started, **shared)
-    except Interrupted as stop:
-        raise Interrupted(stop.step, "the same command and --resume") from stop
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    else:
+        try:
+            summary = train(recipe, folder, resume=resume and started, **shared)
+        except Interrupted as stop:
+            raise Interrupted(stop.step, "the same command and --resume") from stop
+    return float(summary["seconds"])
 
 
 class _Clock:
@@ -275,4 +267,7 @@ class _Clock:
     def stage(self, name: str) -> Iterator[None]:
         started = time.monotonic()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        self.add(name, time.monotonic() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds

@@ -1,7 +1,9 @@
 """One run as typed values: read from a Python file, overridden from the command line, saved, reloaded exactly."""
 
 import json
-from dataclasses import dataclass, field
+import re
+import traceback
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +11,7 @@ import tyro
 
 import videokd
 from videokd.clips.views import Augment
-from videokd.config import from_plain, import_file, to_plain
+from videokd.config import from_plain, import_file, nearest, to_plain
 from videokd.distill import Term
 from videokd.machine import Machine
 from videokd.models import ModelConfig
@@ -23,12 +25,13 @@ class Data:
     path: str
     """A folder with one folder per class, a .csv (path,label[,split][,group]) or a .jsonl manifest."""
     train_split: str | None = "train"
-    """None takes every video of the list."""
+    """None takes every video, of a list that names no splits. A list without splits gets "train" and "test" by hash."""
     val_split: str | None = None
     """Scored during the run; None scores nothing. Never the test split."""
     batch_size: int = 32
     unlabelled_per_batch: int = 0
-    """How many clips of a batch are unlabelled ones: they carry the distillation terms alone."""
+    """How many clips of a batch are unlabelled ones: they carry the distillation terms alone. They are those of the
+    training split without a label, and all of the split "unlabelled"."""
     augment: Augment = field(default_factory=Augment)
     views: int | None = None
     """Different views of a clip; None for no end of them."""
@@ -81,8 +84,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.validate_every < 1 or self.checkpoint_every < 1:
             raise ValueError("validate_every and checkpoint_every count steps: at least 1")
+        if self.seed < 0 or self.data.view_seed < 0:
+            raise ValueError(f"seeds are not negative, got {self.seed} and {self.data.view_seed}")
         if "student" in self.teachers:
             raise ValueError("no teacher can be called 'student'")
+        for name, teacher in self.teachers.items():
+            if teacher.remember and self.data.views is None:
+                raise ValueError(f"teacher {name!r} would remember endless views: set data.views, or remember to False")
 
 
 def load(path: str | Path) -> Recipe:
@@ -100,10 +108,22 @@ def load(path: str | Path) -> Recipe:
     if path.suffix == ".json":
         found = from_plain(json.loads(path.read_text(encoding="utf-8")))
     else:
-        found = getattr(import_file(path), "recipe", None)
+        try:
+            found = getattr(import_file(path), "recipe", None)
+        except TypeError as error:
+            raise ValueError(f"{path}: {error}{_nearest_field(error)}") from error
     if not isinstance(found, Recipe):
         raise ValueError(f"{path} does not define `recipe = Recipe(...)`, but {type(found).__name__}")
     return found
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """The same recipe with absolute paths, good from any folder."""
+    teachers = {
+        name: replace(teacher, checkpoint=str(Path(teacher.checkpoint).resolve()))
+        for name, teacher in recipe.teachers.items()
+    }
+    return replace(recipe, data=replace(recipe.data, path=str(Path(recipe.data.path).resolve())), teachers=teachers)
 
 
 def dump(recipe: Recipe) -> str:
@@ -114,5 +134,15 @@ def dump(recipe: Recipe) -> str:
 def configs_folder() -> Path:
     """Where the recipes lie that come with videokd."""
     package = Path(videokd.__file__).parent
-    beside = package.parent / "configs"
-    return beside if beside.is_dir() else package / "configs"
+    checkout = package.parent
+    return checkout / "configs" if (checkout / "pyproject.toml").is_file() else package / "configs"
+
+
+def _nearest_field(error: TypeError) -> str:
+    """A hint for "Recipe.__init__() got an unexpected keyword argument 'optm'"."""
+    said = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    for frame, _ in traceback.walk_tb(error.__traceback__) if said else ():
+        cls = frame.f_globals.get(said[1]) if said else None
+        if said and isinstance(cls, type) and is_dataclass(cls):
+            return nearest(said[2], [f.name for f in fields(cls)])
+    return ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,20 @@ class RunFolder:
     def __init__(self, path: str | Path, *, recipe: str, resume: bool = False) -> None:
         self.path = Path(path)
         written = self.path / "recipe.json"
+        go_on = f"videokd train --resume {shlex.quote(str(self.path))}"
         if resume:
             if not written.is_file():
                 raise ValueError(f"{self.path} holds no run to resume (no recipe.json)")
-            if written.read_text(encoding="utf-8") != recipe:
+            if self.is_finished:
+                raise ValueError(f"{self.path} is finished: nothing to resume")
+            if _without_operation(written.read_text(encoding="utf-8")) != _without_operation(recipe):
                 raise ValueError(f"{written} is another recipe; resume with the same one, or start a new folder")
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(
-                f"{self.path} already holds something; go on with --resume {self.path}, or name another --out"
-            )
+        elif self.is_finished:
+            raise ValueError(f"{self.path} already holds a finished run; name another --out")
+        elif written.is_file() and (self.checkpoint_path.is_file() or self.metrics_path.is_file()):
+            raise ValueError(f"{self.path} already holds a run; go on with {go_on}, or name another --out")
+        elif self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {written}):
+            raise ValueError(f"{self.path} already holds something else; name another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(written, recipe)
 
@@ -56,7 +61,7 @@ class RunFolder:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, step: int) -> None:
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Writes a checkpoint after `step` steps; the last one stays until this one is whole."""
         tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
         state = optimizer.state_dict()["state"]
@@ -106,6 +111,15 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _without_operation(recipe: str) -> Any:
+    """A recipe without what may change between the parts of a run: where it runs, and what it does with bad videos."""
+    plain = json.loads(recipe)
+    plain.pop("machine", None)
+    for name in ("on_bad_video", "workers"):
+        plain.get("data", {}).pop(name, None)
+    return plain
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

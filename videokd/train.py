@@ -1,10 +1,13 @@
 """Runs a recipe: the loop, in the open, from clips to a trained student."""
 
 import json
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -20,8 +23,8 @@ from videokd.clips.manifest import Manifest, read_manifest
 from videokd.contracts import UNLABELLED
 from videokd.distill import Objective, Student, Teacher, all_targets, check_terms, wanted_taps
 from videokd.evaluate import predict, scores
-from videokd.machine import seed_step
-from videokd.models import check_classes, load_model, save_model
+from videokd.machine import seed_step, terminal
+from videokd.models import VideoModel, check_classes, load_model, save_model
 from videokd.models.cost import cost
 from videokd.recipe import Recipe
 from videokd.run_folder import RunFolder, write_text
@@ -61,17 +64,20 @@ def train(
         VideoError: for a broken video, unless `data.on_bad_video` is "skip".
         Interrupted: after Ctrl-C.
     """
-    console = console or Console()
+    console = console or terminal()
     started = time.monotonic()
+    recipe = recipes.anchored(recipe)
     device = recipe.machine.find()
     manifest = read_manifest(recipe.data.path)
     check_terms(recipe.objective, list(recipe.teachers))
     policy = recipe.data.on_bad_video
-    train_set, missing = leave_out_missing(manifest.split(recipe.data.train_split), on_bad_video=policy)
+    train_set, missing = leave_out_missing(training_videos(manifest, recipe), on_bad_video=policy)
     val_set = None
     if recipe.data.val_split:
         val_set, missing_val = leave_out_missing(manifest.split(recipe.data.val_split), on_bad_video=policy)
         missing += missing_val
+    if not manifest.has_splits:
+        console.print(f"{manifest.source} names no splits: a fifth of it, by a hash of its names, is kept for testing")
     if teachers is None:
         teachers = load_teachers(recipe, manifest.classes)
 
@@ -80,35 +86,38 @@ def train(
     student = Student(model, recipe.objective, teachers).to(device)
     objective = Objective(recipe.objective)
     optimizer = recipe.optim.build(student)
-    run = RunFolder(folder, recipe=recipes.dump(recipe), resume=resume)
-    if resume and run.is_finished:
-        raise ValueError(f"{run.path} is finished: nothing to resume")
-    start = run.restore(student, optimizer) if resume else 0
 
     specs = {"student": model.config.input} | {name: teacher.model.config.input for name, teacher in teachers.items()}
     memory = (memory or FrameMemory()) if recipe.data.in_memory else None
     clips = _dataset(train_set, recipe, specs, memory, train=True)
     val_clips = _dataset(val_set, recipe, {"student": model.config.input}, memory, train=False) if val_set else None
-    order = _order(clips, recipe, range(start, recipe.optim.steps), console)
+    order = _order(clips, recipe, console)
+    # Everything that could be refused has been: from here on there is a run.
+    run = RunFolder(folder, recipe=recipes.dump(recipe), resume=resume)
+    start = run.restore(student, optimizer) if resume else 0
+    order.steps = range(start, recipe.optim.steps)
     if memory is not None:
         _fill(memory, [clips, *([val_clips] if val_clips else [])], console)
 
     skipped: dict[str, None] = {}
     for reason in missing:
         _name_once(reason, skipped, console)
-    seen_clips, loop_started, val_top1 = 0, time.monotonic(), None
+    val_top1, done, seen_clips, clock = None, start, 0, _Clock()
     student.train()
-    with _Stop() as stop, _progress(console) as progress:
+    with _Stop() as stop, _progress(console) as progress, _saving_on_error(lambda: run.save(student, optimizer, done)):
         bar = progress.add_task(run.path.name, total=recipe.optim.steps, completed=start, detail="")
-        for step, batch in enumerate(batches(clips, order, workers=recipe.data.workers), start=start + 1):
+        for step, batch in enumerate(
+            batches(clips, order, workers=recipe.data.workers, on_bad_video=policy), start=start + 1
+        ):
             for reason in batch.skipped:
                 _name_once(reason, skipped, console)
             if not batch.id:
                 raise ValueError(f"no clip of step {step}'s batch could be read; the first: {batch.skipped[0]}")
             batch = batch.to(device)
             seed_step(recipe.seed, step)
+            lr = recipe.optim.lr_at(step - 1)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.optim.lr_at(step - 1)
+                group["lr"] = lr
 
             with recipe.machine.autocast(device):
                 targets = all_targets(teachers, batch)
@@ -116,44 +125,44 @@ def train(
             losses = objective(outputs, targets, batch.label, progress=step / recipe.optim.steps)
             _check_finite(losses, step)
             losses["total"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.optim.clip_norm or float("inf"))
+            limit = float("inf") if recipe.optim.clip_norm is None else recipe.optim.clip_norm
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), limit)
             optimizer.step()
             optimizer.zero_grad()
 
+            done = step
             seen_clips += len(batch.id)
             last = step == recipe.optim.steps
             if step % LOG_EVERY == 0 or last:
                 row = {name: loss.item() for name, loss in losses.items()}
+                row |= {"lr": lr, "grad_norm": norm.item()}
                 known = batch.label != UNLABELLED
-                right = (outputs.logits.argmax(dim=1) == batch.label)[known].float().mean().item()
-                run.log(
-                    {"step": step, "lr": recipe.optim.lr_at(step - 1), **row, "grad_norm": norm.item()}
-                    | ({"train_top1": right} if known.any() else {})
-                )
-                rate = seen_clips / (time.monotonic() - loop_started)
-                progress.update(bar, detail=f"loss {row['total']:.3f}, {rate:.0f} clips/s")
+                if known.any():
+                    row["train_top1"] = (outputs.logits.argmax(dim=1) == batch.label)[known].float().mean().item()
+                run.log({"step": step, **row})
+                progress.update(bar, detail=f"loss {row['total']:.3f}, {seen_clips / clock.seconds():.0f} clips/s")
             if val_clips is not None and (step % recipe.validate_every == 0 or last):
-                val_top1 = scores(predict(model, val_clips, workers=recipe.data.workers))["top1"]
+                with clock.stopped():
+                    val_top1 = _validate(model, val_clips, recipe)
                 run.log({"step": step, "val_top1": val_top1})
-                if not console.is_terminal:
-                    console.print(
-                        f"{run.path.name}: step {step}, loss {losses['total'].item():.3f}, "
-                        f"validation top-1 {val_top1:.1%}",
-                        highlight=False,
-                        soft_wrap=True,
-                    )
+            if not console.is_terminal and (step % recipe.validate_every == 0 or last):
+                score = "" if val_top1 is None else f", validation top-1 {val_top1:.1%}"
+                rate = f"{seen_clips / clock.seconds():.0f} clips/s"
+                console.print(f"{run.path.name}: step {step}, loss {losses['total'].item():.3f}, {rate}{score}")
             progress.update(bar, completed=step)
             if stop.requested or (step % recipe.checkpoint_every == 0 and not last):
-                run.save(student, optimizer, step=step)
+                run.save(student, optimizer, step)
             if stop.requested and not last:
-                raise Interrupted(step, f"videokd train --resume {run.path}")
+                raise Interrupted(step, f"videokd train --resume {shlex.quote(str(run.path))}")
 
+    if val_clips is not None and val_top1 is None:
+        val_top1 = _validate(model, val_clips, recipe)
     model.eval()
     price = cost(model)
     summary = {
         "steps": recipe.optim.steps,
         "seconds": time.monotonic() - started,
-        "clips_per_second": seen_clips / (time.monotonic() - loop_started),
+        "clips_per_second": seen_clips / clock.seconds(),
         "params": price.params,
         "macs": price.macs,
         "val_top1": val_top1,
@@ -164,6 +173,24 @@ def train(
     save_model(model, run.path)
     run.checkpoint_path.unlink(missing_ok=True)
     return summary
+
+
+def training_videos(manifest: Manifest, recipe: Recipe) -> Manifest:
+    """What a recipe trains on: its training split, and the split "unlabelled" where it uses clips without labels.
+
+    Raises:
+        ValueError: if the recipe takes every video of a list that keeps some for validation or test.
+    """
+    if recipe.data.train_split is None and manifest.has_splits:
+        splits = sorted({video.split for video in manifest.videos if video.split is not None})
+        raise ValueError(
+            f"{manifest.source} has the splits {', '.join(splits)}: name the one to train on with --data.train-split"
+        )
+    chosen = manifest.split(recipe.data.train_split)
+    if not recipe.data.unlabelled_per_batch:
+        return chosen
+    more = (replace(video, label=None) for video in manifest.videos if video.split == "unlabelled")
+    return replace(chosen, videos=(*chosen.videos, *more))
 
 
 def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher]:
@@ -194,19 +221,16 @@ def _dataset(
         specs,
         augment=recipe.data.augment if train else None,
         seed=recipe.data.view_seed,
-        on_bad_video=recipe.data.on_bad_video,
         memory=memory,
     )
 
 
-def _order(clips: ClipDataset, recipe: Recipe, steps: range, console: Console) -> BatchOrder:
+def _order(clips: ClipDataset, recipe: Recipe, console: Console) -> BatchOrder:
     labels = [clips.label(index) for index in range(len(clips))]
     unlabelled = labels.count(UNLABELLED)
     if unlabelled and not recipe.data.unlabelled_per_batch:
         console.print(
             f"{unlabelled} of {len(labels)} clips have no label and are left out (data.unlabelled_per_batch is 0)",
-            highlight=False,
-            soft_wrap=True,
         )
     if recipe.data.unlabelled_per_batch and all(term.loss.needs_labels for term in recipe.objective.values()):
         raise ValueError("every term of the objective needs labels: data.unlabelled_per_batch must be 0")
@@ -215,7 +239,7 @@ def _order(clips: ClipDataset, recipe: Recipe, steps: range, console: Console) -
         batch_size=recipe.data.batch_size,
         unlabelled_per_batch=recipe.data.unlabelled_per_batch,
         seed=recipe.seed,
-        steps=steps,
+        steps=range(recipe.optim.steps),
         views=recipe.data.views,
     )
 
@@ -228,6 +252,28 @@ def _fill(memory: FrameMemory, datasets: Sequence[ClipDataset], console: Console
                 progress.advance(bar)
 
 
+def _validate(model: VideoModel, clips: ClipDataset, recipe: Recipe) -> float:
+    found = predict(
+        model,
+        clips,
+        machine=recipe.machine,
+        workers=recipe.data.workers,
+        on_bad_video=recipe.data.on_bad_video,
+    )
+    top1: float = scores(found)["top1"]
+    return top1
+
+
+@contextmanager
+def _saving_on_error(save: Callable[[], None]) -> Iterator[None]:
+    """Keeps what was learned before a bad video or a loss that is not finite: the weights are those before it."""
+    try:
+        yield
+    except ValueError:
+        save()
+        raise
+
+
 def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
     if not losses["total"].isfinite():
         wrong = [name for name, loss in losses.items() if not loss.isfinite()]
@@ -237,20 +283,36 @@ def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
 def _name_once(reason: str, named: dict[str, None], console: Console) -> None:
     if reason not in named:
         named[reason] = None
-        console.print(f"skipped: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"skipped: {reason}")
 
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )
+
+
+class _Clock:
+    """Seconds since it was made, without those in `stopped`."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        before = time.monotonic()
+        yield
+        self._start += time.monotonic() - before
 
 
 class _Stop:

@@ -16,12 +16,59 @@ def test_a_folder_per_class_is_read(tmp_path: Path) -> None:
     for name in ("jump/b.mp4", "jump/a.AVI", "run/c.webm", "run/notes.txt"):
         touch(tmp_path / name)
     manifest = read_manifest(tmp_path)
-    assert [(video.id, video.label, video.split) for video in manifest.videos] == [
-        ("jump/a.AVI", "jump", None),
-        ("jump/b.mp4", "jump", None),
-        ("run/c.webm", "run", None),
+    assert [(video.id, video.label) for video in manifest.videos] == [
+        ("jump/a.AVI", "jump"),
+        ("jump/b.mp4", "jump"),
+        ("run/c.webm", "run"),
     ]
     assert manifest.classes == ("jump", "run")
+
+
+def test_a_list_without_splits_keeps_a_fifth_for_testing_whatever_else_is_in_it(tmp_path: Path) -> None:
+    for number in range(100):
+        touch(tmp_path / f"class{number % 2}" / f"{number}.mp4")
+    manifest = read_manifest(tmp_path)
+    assert not manifest.has_splits
+    held_out = {video.id for video in manifest.split("test").videos}
+    assert 10 <= len(held_out) <= 32
+    assert len(manifest.split("train").videos) == 100 - len(held_out)
+    touch(tmp_path / "class0" / "more.mp4")
+    assert held_out <= {video.id for video in read_manifest(tmp_path).split("test").videos} | {"class0/more.mp4"}
+
+
+def test_a_hashed_split_keeps_groups_together(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("path,label,group\n" + "".join(f"{n}.mp4,x,g{n % 20}\n" for n in range(200)))
+    splits = {(video.group, video.split) for video in read_manifest(path).videos}
+    assert len(splits) == 20
+    assert len({split for _, split in splits}) == 2
+
+
+def test_a_group_in_two_splits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("path,label,split,group\na.mp4,x,train,g\nb.mp4,x,test,g\n")
+    with pytest.raises(ValueError, match="group 'g' lies in the splits 'train' and 'test'"):
+        read_manifest(path)
+
+
+def test_a_folder_of_splits_and_others_is_refused_and_unlabelled_videos_are_found(tmp_path: Path) -> None:
+    for name in ("train/jump/a.mp4", "unlabelled/b.mp4", ".cache/x/y.mp4"):
+        touch(tmp_path / name)
+    assert [(v.id, v.label) for v in read_manifest(tmp_path).videos] == [
+        ("train/jump/a.mp4", "jump"),
+        ("unlabelled/b.mp4", None),
+    ]
+    touch(tmp_path / "annotations" / "c.mp4")
+    with pytest.raises(ValueError, match=r"mixes folders of splits \(train, unlabelled\) with others \(annotations\)"):
+        read_manifest(tmp_path)
+
+
+def test_minus_one_and_nothing_mean_unlabelled_in_every_form(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,class,label\na.mp4,fight,-1\nb.mp4,,\nc.mp4,fight,1\n")
+    rows = [{"path": "a.mp4", "label": -1}, {"path": "b.mp4", "label": ""}, {"path": "c.mp4", "label": "fight"}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("list.csv", "list.jsonl"):
+        assert [video.label for video in read_manifest(tmp_path / name).videos] == [None, None, "fight"]
 
 
 def test_folders_of_splits_are_read_as_splits(tmp_path: Path) -> None:

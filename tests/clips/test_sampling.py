@@ -74,6 +74,16 @@ def test_a_narrower_window_sits_in_the_middle_of_the_wider_on_its_grid() -> None
     assert set(chosen["student"]) <= set(chosen["teacher"])
 
 
+@given(COUNTS, FRAMES, STRIDES, FRAMES, STRIDES, st.integers(0, 10_000))
+def test_a_window_that_fits_never_runs_over_the_end_of_a_short_video(
+    count: int, frames: int, stride: int, wide_frames: int, wide_stride: int, seed: int
+) -> None:
+    specs = {"student": spec(frames, Dense(stride=stride)), "teacher": spec(wide_frames, Dense(stride=wide_stride))}
+    chosen = joint_frames(count, specs, rng=np.random.default_rng(seed))["student"]
+    if count >= frames * stride:
+        assert set(np.diff(chosen)) <= {stride}
+
+
 @given(COUNTS, st.integers(0, 10_000))
 def test_a_segment_student_sees_frames_of_its_teacher(count: int, seed: int) -> None:
     specs = {"student": spec(4, Segments()), "teacher": spec(8, Segments())}

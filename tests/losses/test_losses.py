@@ -109,9 +109,6 @@ def test_the_same_event_matches_at_the_same_second_and_not_at_another(loss_class
     assert value(3.0) > 0.1
 
 
-# --- logits ---
-
-
 def test_cross_entropy_counts_labelled_clips_alone() -> None:
     # Two classes, logits (0, ln 3): p = (1/4, 3/4). Labels 0 and 1: -(ln 1/4 + ln 3/4) / 2; the third does not count.
     logits = torch.tensor([[0.0, np.log(3)]] * 3)
@@ -170,7 +167,7 @@ def test_a_temperature_of_zero_is_refused() -> None:
         SoftTargets(temperature=0)
 
 
-# --- features and time: slow numpy versions, written apart from the code under test ---
+# Slow numpy versions, written apart from the code under test.
 
 
 def normalised(x: np.ndarray) -> np.ndarray:

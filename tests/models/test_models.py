@@ -173,9 +173,6 @@ def test_temporal_shift_mixes_frames_and_average_does_not() -> None:
         assert (not torch.allclose(one[:, 3], two[:, 3])) == mixes, temporal
 
 
-# --- errors ---
-
-
 def test_an_unknown_tap_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no tap 'frame'; did you mean 'frames'\?"):
         Conv3d(width=2).build(CLASSES)(random_clip(frames=16), ("frame",))
@@ -222,6 +219,10 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "one" / "model.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="has format 99"):
         load_model(tmp_path / "one")
+    for wrong in ('{"format": 1}', '{"format": 1, "model": {"type": "videokd.contracts:Dense"}, "classes": []}'):
+        (tmp_path / "one" / "model.json").write_text(wrong)
+        with pytest.raises(ValueError, match="does not describe a model"):
+            load_model(tmp_path / "one")
 
 
 def test_published_weights_are_loaded_and_a_head_for_other_classes_is_said_to_be_new(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from videokd.recipe import dump, load
 from videokd.report.comparison import arms, differing_recipes, read_evaluation, trios, verdict, write_evaluation
-from videokd.report.figures import draw_all
+from videokd.report.figures import _counts, draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table
 
 
@@ -23,8 +23,9 @@ def evaluation(top1: float, *, clips: int = 20, agrees: int = 10, params: int = 
         "clips": clips,
         "unlabelled": 0,
         "skipped": ["x.mp4: broken"],
-        "predicted": {str(number): int(number >= agrees) for number in range(clips)},
+        "predicted": {str(number): "b" if number >= agrees else "a" for number in range(clips)},
         "list": "list.jsonl",
+        "split": "test",
         "params": params,
         "macs": 1000 * params,
     }
@@ -83,6 +84,27 @@ def test_a_paired_run_is_found_by_its_recipe(runs: dict[str, list[Path]]) -> Non
     assert trios(runs["alone"]) == []
 
 
+def test_runs_of_other_settings_are_not_paired(runs: dict[str, list[Path]]) -> None:
+    every = [*runs["distilled"], *runs["alone"]]
+    wider = load(runs["alone"][1] / "recipe.json")
+    wider = replace(wider, student=replace(wider.student, width=8))  # type: ignore[call-arg]
+    (runs["alone"][1] / "recipe.json").write_text(dump(wider))
+    ((_, alone, distilled),) = trios(every)
+    assert (alone, distilled) == (runs["alone"][:1], runs["distilled"][:1])
+
+
+def test_two_candidates_for_a_pair_are_refused(runs: dict[str, list[Path]], tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    (twin / "recipe.json").write_text((runs["alone"][0] / "recipe.json").read_text())
+    with pytest.raises(ValueError, match="could both be paired with"):
+        trios([*runs["distilled"], *runs["alone"], twin])
+
+
+def test_confusion_counts_follow_the_names_and_not_the_numbers() -> None:
+    assert _counts(evaluation(0.5), ["b", "a"]).tolist() == [[7, 3], [2, 8]]
+
+
 @pytest.mark.parametrize(
     ("differences", "gap", "said"),
     [
@@ -103,7 +125,7 @@ def test_the_verdict_says_what_the_numbers_say(differences: list[float], gap: fl
 def test_differing_fields_are_listed_for_every_run(runs: dict[str, list[Path]], tmp_path: Path) -> None:
     fields = differing_recipes([runs["alone"][0], runs["alone"][1], runs["distilled"][1]])
     assert fields["seed"] == [0, 1, 1]
-    assert fields["teachers.teacher.remember"] == [None, None, True]
+    assert [value is None for value in fields["teachers.teacher"]] == [True, True, False]
     assert "optim.lr" not in fields
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,14 +40,7 @@ class Sample(TypedDict):
     view: int
 
 
-@dataclass(frozen=True)
-class BadVideo:
-    """Stands in a batch for a video that could not be read, until `collate` counts it."""
-
-    reason: str
-
-
-class ClipDataset(Dataset["Sample | BadVideo"]):
+class ClipDataset(Dataset[Sample]):
     """The clips of a list, one view for every party.
 
     A view is a function of (seed, clip id, view number) alone: workers, ranks and resumed runs agree on it.
@@ -57,7 +51,6 @@ class ClipDataset(Dataset["Sample | BadVideo"]):
         specs: party name -> what it wants to see.
         augment: how training views vary; None for the centred test view.
         seed: of the views.
-        on_bad_video: "error" raises a `VideoError`; "skip" hands out a `BadVideo`, which the batch names.
         memory: where decoded videos are kept, for sets of short clips that are read many times; None reads the files.
     """
 
@@ -68,7 +61,6 @@ class ClipDataset(Dataset["Sample | BadVideo"]):
         *,
         augment: views.Augment | None = None,
         seed: int = 0,
-        on_bad_video: OnBadVideo = "error",
         memory: "FrameMemory | None" = None,
     ) -> None:
         self.videos = manifest.videos
@@ -76,7 +68,6 @@ class ClipDataset(Dataset["Sample | BadVideo"]):
         self.specs = dict(specs)
         self.augment = augment
         self.seed = seed
-        self.on_bad_video = on_bad_video
         self.short_side = max(spec.short_side for spec in specs.values())
         # The first party is the student: its crop fraction places the box for all, so that all see the same place.
         self.crop_fraction = next(iter(specs.values())).crop_fraction
@@ -86,14 +77,10 @@ class ClipDataset(Dataset["Sample | BadVideo"]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> "Sample | BadVideo":
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Raises a `VideoError` for a video that can't be read."""
         index, view_number = key if isinstance(key, tuple) else (key, 0)
-        try:
-            return self._sample(index, view_number)
-        except VideoError as error:
-            if self.on_bad_video == "error":
-                raise
-            return BadVideo(str(error))
+        return self._sample(index, view_number)
 
     def label(self, index: int) -> int:
         """The class number of a clip, or UNLABELLED."""
@@ -149,7 +136,8 @@ class FrameMemory:
                 self._videos[key] = error
         held = self._videos[key]
         if isinstance(held, VideoError):
-            raise held
+            # A new one each time: a raised exception keeps the frames of its traceback alive.
+            raise VideoError(held.path, held.reason)
         return held
 
     def fill(self, dataset: ClipDataset, *, threads: int = 2) -> Iterator[None]:
@@ -168,7 +156,9 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     """Which (clip, view) make up the batch of each step: a function of (seed, step) alone.
 
     Labelled and unlabelled clips come from two endless streams, each reshuffled at every pass; the number of the
-    pass is the number of the view, modulo `views` where that is given.
+    pass is the number of the view, modulo `views` where that is given. A step uses up `batch_size` places of the
+    labelled stream, however many of them unlabelled clips take: so the labelled clips of a mixed batch are the first
+    ones of the batch that a run without unlabelled clips has at that step.
 
     Args:
         labels: (clips,) class numbers, UNLABELLED where unknown.
@@ -199,13 +189,13 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         self.steps = steps
         self.views = views
         self._streams = []
-        wanted = {"labelled": (labelled, batch_size - unlabelled_per_batch)}
-        wanted["unlabelled"] = (unlabelled, unlabelled_per_batch)
-        for number, (kind, (clips, per_batch)) in enumerate(wanted.items()):
+        wanted = {"labelled": (labelled, batch_size - unlabelled_per_batch, batch_size)}
+        wanted["unlabelled"] = (unlabelled, unlabelled_per_batch, unlabelled_per_batch)
+        for number, (kind, (clips, per_batch, pace)) in enumerate(wanted.items()):
             if per_batch and not len(clips):
                 raise ValueError(f"a batch needs {per_batch} {kind} clips, and the list has none")
             if per_batch:
-                self._streams.append((_Stream(clips, seed=(seed, number)), per_batch))
+                self._streams.append((_Stream(clips, seed=(seed, number)), per_batch, pace))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -218,8 +208,8 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         """The (clip, view number) pairs of one step."""
         chosen = [
             stream.at(position)
-            for stream, per_batch in self._streams
-            for position in range(step * per_batch, (step + 1) * per_batch)
+            for stream, per_batch, pace in self._streams
+            for position in range(step * pace, step * pace + per_batch)
         ]
         return [(clip, number if self.views is None else number % self.views) for clip, number in chosen]
 
@@ -241,16 +231,59 @@ class _Stream:
         return np.random.default_rng([*self.seed, number]).permutation(self.items)
 
 
-def batches(dataset: ClipDataset, order: Sampler[list[tuple[int, int]]], *, workers: int = 0) -> DataLoader[Batch]:
-    """A loader of the batches that `order` names."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # collate turns samples into batches
+def batches(
+    dataset: ClipDataset,
+    order: Sampler[list[tuple[int, int]]],
+    *,
+    workers: int = 0,
+    on_bad_video: OnBadVideo = "error",
+) -> Iterator[Batch]:
+    """The batches that `order` names.
+
+    Args:
+        dataset: where the clips come from.
+        order: lists of (clip, view number).
+        workers: processes that decode; 0 decodes in this one.
+        on_bad_video: "skip" leaves a video that can't be read out of its batch, which names it in `skipped`.
+
+    Raises:
+        ValueError: for a video that can't be read, if `on_bad_video` is "error".
+    """
+    loader = DataLoader(
+        _Forgiving(dataset),
         batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
+    for batch in loader:
+        if batch.skipped and on_bad_video == "error":
+            raise ValueError(f"{batch.skipped[0]} To leave such videos out, named and counted: --on-bad-video skip")
+        yield batch
+
+
+class _Forgiving(Dataset["Sample | BadVideo"]):
+    """Hands a broken video on as a value: an exception would reach the main process as text, without its type."""
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> "Sample | BadVideo":
+        try:
+            return self.dataset[key]
+        except VideoError as error:
+            return BadVideo(str(error))
+
+
+@dataclass(frozen=True)
+class BadVideo:
+    """Stands in for a clip that could not be read, until `collate` counts it."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -320,7 +353,7 @@ def _places(where: NDArray[np.int64]) -> slice | Tensor:
     return torch.from_numpy(where)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def _scan(path: Path) -> VideoIndex:
     return scan(path)
 
@@ -330,5 +363,7 @@ def _decoded_side(table: VideoIndex, short_side: int) -> int:
     return min(short_side, table.height, table.width)
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C is for the main process: it goes on to the end of its step, and needs its workers for that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

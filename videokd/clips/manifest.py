@@ -1,6 +1,7 @@
 """Lists of videos: one row per video, whatever the form in which the list was found."""
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ class Manifest:
     source: Path
     videos: tuple[Video, ...]
     classes: tuple[str, ...]
+    has_splits: bool = True
+    """False where the list names no splits, and a fifth of its groups (or videos) was made the test split."""
 
     def split(self, name: str | None) -> "Manifest":
         """The videos of one split, under the same class numbers; all of them where `name` is None.
@@ -70,7 +73,8 @@ class Manifest:
 def read_manifest(path: str | Path) -> Manifest:
     """The list at `path`: a .jsonl manifest, a .csv with a header, or a folder with one folder per class.
 
-    Paths inside a list are relative to the folder that holds it.
+    Paths inside a list are relative to the folder that holds it. Where a list names no splits, a fifth of the groups,
+    or of the videos where there are no groups, becomes "test" by a hash of its name, and the others "train".
 
     Raises:
         ValueError: naming the file and line that is wrong, and what was expected.
@@ -79,7 +83,7 @@ def read_manifest(path: str | Path) -> Manifest:
     if path.is_dir():
         videos = tuple(_folder_rows(path))
     elif not path.exists():
-        raise ValueError(f"no list or folder of videos at {path}; name it with --data.path")
+        raise ValueError(f"no list or folder of videos at {path}")
     elif path.suffix == ".jsonl":
         videos = tuple(_jsonl_rows(path))
     elif path.suffix == ".csv":
@@ -89,7 +93,12 @@ def read_manifest(path: str | Path) -> Manifest:
     if not videos:
         raise ValueError(f"{path} holds no video")
     _check_unique(path, videos)
-    return Manifest(path, videos, _sorted_classes({video.label for video in videos if video.label is not None}))
+    _check_groups(path, videos)
+    has_splits = any(video.split is not None for video in videos)
+    if not has_splits:
+        videos = tuple(replace(video, split=_hashed_split(video)) for video in videos)
+    classes = _sorted_classes({video.label for video in videos if video.label is not None})
+    return Manifest(path, videos, classes, has_splits=has_splits)
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -107,16 +116,26 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def _folder_rows(root: Path) -> Iterator[Video]:
-    folders = sorted(child for child in root.iterdir() if child.is_dir())
-    has_splits = bool(folders) and all(folder.name.lower() in _SPLIT_FOLDERS for folder in folders)
+    folders = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    splits = [folder.name for folder in folders if folder.name.lower() in _SPLIT_FOLDERS]
+    if splits and len(splits) < len(folders):
+        others = [folder.name for folder in folders if folder.name not in splits]
+        raise ValueError(
+            f"{root} mixes folders of splits ({', '.join(splits)}) with others ({', '.join(others[:5])}): "
+            "is a folder a split or a class?"
+        )
+    found = False
     for folder in folders:
-        split = folder.name if has_splits else None
-        for class_folder in sorted(child for child in folder.iterdir() if child.is_dir()) if has_splits else [folder]:
-            for file in sorted(class_folder.rglob("*")):
-                if file.suffix.lower() in VIDEO_SUFFIXES:
-                    name = file.relative_to(root).as_posix()
-                    yield Video(id=name, path=file, label=class_folder.name, split=split)
-    if not any(file.suffix.lower() in VIDEO_SUFFIXES for folder in folders for file in folder.rglob("*")):
+        for file in sorted(folder.rglob("*")):
+            if file.suffix.lower() in VIDEO_SUFFIXES:
+                found = True
+                inside = file.relative_to(folder).parts
+                # A video right under a split has no class.
+                label = (inside[0] if len(inside) > 1 else None) if splits else folder.name
+                yield Video(
+                    id=file.relative_to(root).as_posix(), path=file, label=label, split=folder.name if splits else None
+                )
+    if not found:
         raise ValueError(
             f"{root} holds no video: expected {root}/CLASS/VIDEO or {root}/SPLIT/CLASS/VIDEO "
             f"with one of {' '.join(VIDEO_SUFFIXES)}"
@@ -137,11 +156,11 @@ def _csv_rows(path: Path) -> Iterator[Video]:
             if not row["path"] or None in row or None in row.values():
                 raise ValueError(f"{path}: line {reader.line_num} does not have the {len(columns)} columns of line 1")
             # A `class` column holds the names of the classes that `label` numbers.
-            label = (row.get("class") or row["label"]).strip()
+            label = None if _label(row["label"]) is None else _label(row.get("class") or row["label"])
             yield Video(
                 id=row["path"],
                 path=path.parent / row["path"],
-                label=None if label in ("", "-1") else label,
+                label=label,
                 split=row.get("split") or None,
                 group=row.get("group") or None,
             )
@@ -160,11 +179,33 @@ def _jsonl_rows(path: Path) -> Iterator[Video]:
             yield Video(
                 id=name,
                 path=path.parent / name,
-                label=None if label is None else str(label),
+                label=_label(label),
                 split=row.get("split"),
                 group=row.get("group"),
                 factors=row.get("factors"),
             )
+
+
+def _label(written: object) -> str | None:
+    """A class name, or None for what marks an unlabelled clip: nothing, or -1."""
+    text = "" if written is None else str(written).strip()
+    return None if text in ("", "-1") else text
+
+
+def _check_groups(path: Path, videos: tuple[Video, ...]) -> None:
+    splits: dict[str, str] = {}
+    for video in videos:
+        if video.group and video.split and splits.setdefault(video.group, video.split) != video.split:
+            raise ValueError(
+                f"{path}: group {video.group!r} lies in the splits {splits[video.group]!r} and {video.split!r}; "
+                "clips of one source in training and test make a score too good. Keep a group in one split"
+            )
+
+
+def _hashed_split(video: Video) -> str:
+    """ "test" for a fifth of the groups, "train" for the others: the same for ever, whatever else is in the list."""
+    digest = hashlib.blake2b((video.group or video.id).encode(), digest_size=8).digest()
+    return "test" if int.from_bytes(digest) % 5 == 0 else "train"
 
 
 def _check_unique(path: Path, videos: tuple[Video, ...]) -> None:

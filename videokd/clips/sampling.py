@@ -65,10 +65,10 @@ def _joint_dense(num_frames: int, specs: Mapping[str, InputSpec], position: floa
     start = min(int(position * starts), starts - 1) if position != 0.5 else (starts - 1) // 2
     chosen = {}
     for party, spec in specs.items():
-        inset = (windows[widest] - windows[party]) // 2 // strides[widest] * strides[widest]
-        chosen[party] = dense_frames(
-            num_frames, frames=spec.frames, stride=strides[party], start=min(start + inset, num_frames - 1)
-        )
+        # In a short video the inset shrinks, so that a window that fits never runs over the end.
+        room = min(windows[widest], max(num_frames - start, 0)) - windows[party]
+        inset = max(room, 0) // 2 // strides[widest] * strides[widest]
+        chosen[party] = dense_frames(num_frames, frames=spec.frames, stride=strides[party], start=start + inset)
     return chosen
 
 

@@ -26,12 +26,12 @@ def align_in_time(student: FeatureMap, teacher: FeatureMap) -> Aligned:
     are equally fine. A step's extent reaches half-way to its neighbours.
     """
     student, teacher = student.pooled("frames"), teacher.pooled("frames")
-    student_BTC, teacher_BTC = student.values[:, :, 0, 0], teacher.values[:, :, 0, 0]
+    student_BTC, teacher_BTC = student.values[:, :, 0, 0].float(), teacher.values[:, :, 0, 0].float()
     if _spacing(student.times) >= _spacing(teacher.times) - 1e-6:
         weights, shared = overlap_weights(teacher.times, student.times)
-        return Aligned(student_BTC, weights.to(teacher_BTC.dtype) @ teacher_BTC, shared)
+        return Aligned(student_BTC, weights @ teacher_BTC, shared)
     weights, shared = overlap_weights(student.times, teacher.times)
-    return Aligned(weights.to(student_BTC.dtype) @ student_BTC, teacher_BTC, shared)
+    return Aligned(weights @ student_BTC, teacher_BTC, shared)
 
 
 def overlap_weights(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

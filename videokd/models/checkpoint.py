@@ -20,7 +20,10 @@ def save_model(model: VideoModel, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     description = {"format": _FORMAT, "model": to_plain(model.config), "classes": list(model.classes)}
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    # Last and whole: a folder with a description has its weights.
+    partial = folder / f"{DESCRIPTION}.partial"
+    partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / DESCRIPTION)
 
 
 def load_model(folder: str | Path) -> VideoModel:
@@ -35,8 +38,10 @@ def load_model(folder: str | Path) -> VideoModel:
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     if description.get("format") != _FORMAT:
         raise ValueError(f"{folder / DESCRIPTION} has format {description.get('format')}, this version reads {_FORMAT}")
-    config = from_plain(description["model"])
-    assert isinstance(config, ModelConfig)
+    # Somebody else's checkpoint must not run code of its own.
+    config = from_plain(description.get("model"), trust="videokd")
+    if not isinstance(config, ModelConfig) or not isinstance(description.get("classes"), list):
+        raise ValueError(f"{folder / DESCRIPTION} does not describe a model and its classes")
     model = config.build(description["classes"], pretrained=False)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))

@@ -114,6 +114,9 @@ class TimmStudentModel(VideoModel):
         if "spatial" in taps:
             if spatial.ndim != 4:
                 raise ValueError(f"{self.backbone_name} keeps no spatial map (its features are {spatial.ndim - 1}-D)")
+            # Some backbones (Swin) keep their channels last.
+            if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+                spatial = rearrange(spatial, "bt h w c -> bt c h w")
             maps["spatial"] = _folded_map(spatial, times)
         frames = self.over_time(rearrange(pooled, "(b t) c -> b t c", t=video.shape[2]))
         return _frame_outputs(frames, times, self.head, maps, taps)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from videokd import recipe as recipes
 from videokd.config import differing_fields
 from videokd.evaluate import MIN_GAP, agreement, gap_recovered, interval, standard_error
+from videokd.recipe import Recipe
 from videokd.run_folder import write_text
 
 EVALUATION = "evaluation.json"
@@ -85,29 +86,28 @@ def verdict(differences: Sequence[float], *, gap: float) -> str:
 
 
 def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]]]:
-    """Teacher, runs alone and distilled runs among `runs`, paired by student, optimiser and seed.
+    """Teacher, runs alone and distilled runs among `runs`, paired by seed.
 
-    A distilled run is paired with the run of the same student, optimiser settings and seed that has no teacher;
-    pairs that share a teacher and an objective make one trio.
+    A distilled run is paired with the run without a teacher that has its student, optimiser, seed and data (but for
+    the number of unlabelled clips). Pairs of one student, teacher and objective make one trio.
+
+    Raises:
+        ValueError: if two runs without a teacher would do.
     """
-    found = {
-        Path(run): recipes.load(Path(run) / "recipe.json") for run in runs if (Path(run) / "recipe.json").is_file()
-    }
+    found = {Path(run): recipes.load(Path(run) / "recipe.json") for run in runs if _has_recipe(run)}
     groups: dict[str, tuple[Path, list[Path], list[Path]]] = {}
     for run, recipe in found.items():
         if len(recipe.teachers) != 1:
             continue
         (teacher,) = recipe.teachers.values()
-        for other, base in found.items():
-            if (
-                not base.teachers
-                and (base.student, base.optim, base.seed) == (recipe.student, recipe.optim, recipe.seed)
-                and base.data.path == recipe.data.path
-            ):
-                key = f"{teacher.checkpoint} {recipe.objective} {recipe.data}"
-                trio = groups.setdefault(key, (Path(teacher.checkpoint), [], []))
-                trio[1].append(other)
-                trio[2].append(run)
+        alone = [other for other, base in found.items() if not base.teachers and _setting(base) == _setting(recipe)]
+        if len(alone) > 1:
+            raise ValueError(f"{alone[0]} and {alone[1]} could both be paired with {run}: name one of them")
+        for other in alone:
+            key = recipes.dump(replace(recipe, seed=0))
+            trio = groups.setdefault(key, (Path(teacher.checkpoint), [], []))
+            trio[1].append(other)
+            trio[2].append(run)
     return list(groups.values())
 
 
@@ -134,6 +134,15 @@ def _arm(runs: Sequence[Mapping[str, Any]], *, teacher: Mapping[str, Any]) -> di
         "clips": runs[0]["clips"],
         "skipped": sum(len(run["skipped"]) for run in runs),
     }
+
+
+def _has_recipe(run: str | Path) -> bool:
+    return (Path(run) / "recipe.json").is_file()
+
+
+def _setting(recipe: Recipe) -> tuple[object, ...]:
+    """What the two runs of a pair have in common."""
+    return recipe.student, recipe.optim, recipe.seed, replace(recipe.data, unlabelled_per_batch=0)
 
 
 def _at(plain: Any, name: str) -> Any:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from videokd.report.comparison import read_evaluation
+from videokd.report.tables import NAMES
 from videokd.run_folder import read_metrics
 
 ARMS = ("teacher", "alone", "distilled")
 COLOURS = {"teacher": "#444444", "alone": "#d1495b", "distilled": "#00798c"}
-LABELS = {"teacher": "teacher", "alone": "student alone", "distilled": "student distilled"}
 Runs = Mapping[str, Sequence[Path]]
 
 
@@ -55,7 +55,7 @@ def accuracy(report: Mapping[str, Any]) -> Figure:
         # Above the error bar and the highest seed, so that neither crosses the number.
         top = max(max(seeds), mean + 100 * (found["top1_sd"] or 0))
         axes.annotate(f"{mean:.1f}", (place, top), (0, 6), textcoords="offset points", ha="center", weight="bold")
-    axes.set_xticks(range(3), [LABELS[arm] for arm in ARMS])
+    axes.set_xticks(range(3), [NAMES[arm] for arm in ARMS])
     axes.set_ylabel("top-1 on held-out clips (%)")
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 20))
@@ -76,7 +76,7 @@ def learning_curves(runs: Runs) -> Figure:
                 axes.plot(steps, values, color=COLOURS[arm], alpha=0.3, linewidth=1)
                 curves.append(values)
         if curves:
-            axes.plot(steps, np.mean(curves, axis=0), color=COLOURS[arm], linewidth=2.2, label=LABELS[arm])
+            axes.plot(steps, np.mean(curves, axis=0), color=COLOURS[arm], linewidth=2.2, label=NAMES[arm])
     axes.set_xlabel("training steps")
     axes.set_ylabel("validation top-1 (%)")
     axes.set_ylim(0, 100)
@@ -94,7 +94,7 @@ def accuracy_over_macs(report: Mapping[str, Any]) -> Figure:
         macs, mean = found["macs"] / 1e6, 100 * found["top1_mean"]
         axes.scatter(macs, mean, s=40 + 400 * found["params"] / largest, color=COLOURS[arm], alpha=0.85)
         axes.annotate(
-            f"{LABELS[arm]}\n{found['params'] / 1e3:,.0f} k parameters",
+            f"{NAMES[arm]}\n{found['params'] / 1e3:,.0f} k parameters",
             (macs, mean),
             (14, 0) if arm != "teacher" else (-16, 0),
             textcoords="offset points",
@@ -118,12 +118,11 @@ def confusion(runs: Runs, class_order: Sequence[str] = ()) -> Figure:
     for axes, arm in zip(panels, ARMS, strict=True):
         found = [read_evaluation(run) for run in runs[arm]]
         names = list(class_order) or found[0]["classes"]
-        order = [found[0]["classes"].index(name) for name in names]
-        counts: NDArray[np.float64] = np.sum([run["confusion"] for run in found], axis=0)[np.ix_(order, order)]
+        counts = np.sum([_counts(run, names) for run in found], axis=0)
         image = axes.imshow(
             100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), vmin=0, vmax=100, cmap="magma_r"
         )
-        axes.set_title(LABELS[arm], color=COLOURS[arm], weight="bold")
+        axes.set_title(NAMES[arm], color=COLOURS[arm], weight="bold")
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_xlabel("predicted class")
@@ -143,12 +142,18 @@ def shuffled(report: Mapping[str, Any]) -> Figure:
             axes.annotate(
                 f"{value:.1f}", (place + shift, value), (0, 3), textcoords="offset points", ha="center", fontsize=9
             )
-    axes.set_xticks(range(3), [LABELS[arm] for arm in ARMS])
+    axes.set_xticks(range(3), [NAMES[arm] for arm in ARMS])
     axes.set_ylabel("top-1 (%)")
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.set_title("frames in order (dark) and shuffled (light)", fontsize=9)
     return figure
+
+
+def _counts(evaluation: Mapping[str, Any], names: Sequence[str]) -> NDArray[np.float64]:
+    """Confusion counts with the classes in the order of `names`, whatever the model's own."""
+    order = [evaluation["classes"].index(name) for name in names]
+    return np.array(evaluation["confusion"], dtype=np.float64)[np.ix_(order, order)]
 
 
 def _canvas(*, width: float, height: float) -> tuple[Figure, Axes]:
