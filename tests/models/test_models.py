@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import random_clip
 from torchvision.models import get_model
@@ -237,6 +238,22 @@ def test_published_weights_are_loaded_and_a_head_for_other_classes_is_said_to_be
     assert torch.equal(same.network.fc.weight, source.fc.weight)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="another architecture; these keys differ: layer2"):
         load_published(get_model("mc3_18", weights=None), str(tmp_path / "weights.pth"), head="fc")
+
+
+def test_weights_that_are_not_there_are_named_with_a_way_on(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.pth")
+    for config in (VideoResNet(input=SMALL, weights=gone), TimmStudent(input=SMALL, weights=gone)):
+        with pytest.raises(ValueError, match=r"gone\.pth' could not be had: .*--student\.weights None"):
+            config.build(CLASSES)
+
+
+def test_local_weights_of_a_timm_backbone_are_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = timm.create_model("resnet18", num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    config = TimmStudent(backbone="resnet18", temporal="conv", input=SMALL, weights=str(tmp_path / "weights.pth"))
+    model = config.build(CLASSES)
+    assert torch.equal(model.backbone.conv1.weight, source.conv1.weight)  # type: ignore[union-attr]
 
 
 def test_a_saved_model_does_not_ask_for_its_published_weights(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from videokd.config import nearest
 from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs
 from videokd.models.temporal import ShiftedConv, TemporalConv, temporal_shift
-from videokd.models.video_model import ModelConfig, VideoModel, clip_map
+from videokd.models.video_model import ModelConfig, VideoModel, clip_map, unavailable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,16 @@ class TimmStudent(ModelConfig):
         if self.backbone.split(".")[0] not in timm.list_models():
             raise ValueError(f"timm has no backbone {self.backbone!r}{nearest(self.backbone, timm.list_models())}")
         local = self.weights if pretrained and self.weights not in (None, "timm") else None
-        backbone = timm.create_model(
-            self.backbone,
-            pretrained=pretrained and self.weights is not None,
-            pretrained_cfg_overlay={"file": local} if local else None,
-            num_classes=0,
-        )
+        try:
+            backbone = timm.create_model(
+                self.backbone,
+                pretrained=pretrained and self.weights is not None,
+                pretrained_cfg_overlay={"file": local} if local else None,
+                num_classes=0,
+            )
+        except OSError as error:
+            assert self.weights is not None
+            raise unavailable(self.weights, error) from error
         return TimmStudentModel(self, classes, backbone)
 
 

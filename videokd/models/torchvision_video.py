@@ -15,7 +15,7 @@ from torchvision.models.video import VideoResNet as TorchvisionVideoResNet
 from torchvision.models.video.mvit import MSBlockConfig
 
 from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs
-from videokd.models.video_model import ModelConfig, VideoModel, clip_map, conv_map, step_times
+from videokd.models.video_model import ModelConfig, VideoModel, clip_map, conv_map, step_times, unavailable
 
 RESNET_INPUT = InputSpec(
     frames=16,
@@ -175,12 +175,15 @@ def load_published(network: nn.Module, weights: str, *, head: str) -> None:
     """Loads weights by torchvision's name or from a file; a head for other classes is left as it is, with a warning.
 
     Raises:
-        ValueError: if the file belongs to another architecture, naming the keys that differ.
+        ValueError: if they can't be had, or belong to another architecture, naming the keys that differ.
     """
-    if Path(weights).suffix in (".pth", ".pt"):
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    else:
-        state = get_weight(weights).get_state_dict(progress=True, check_hash=True)
+    try:
+        if Path(weights).suffix in (".pth", ".pt"):
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        else:
+            state = get_weight(weights).get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise unavailable(weights, error) from error
     own = network.state_dict()
     resized = [key for key in (f"{head}.weight", f"{head}.bias") if key in state and state[key].shape != own[key].shape]
     wrong = [key for key in own if key not in state] + [key for key in state if key not in own]

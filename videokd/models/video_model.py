@@ -70,6 +70,14 @@ class VideoModel(nn.Module, ABC):
                 raise ValueError(f"{type(self).__name__} has no tap {tap!r}{nearest(tap, self.taps)}")
 
 
+def unavailable(weights: str, error: OSError) -> ValueError:
+    """What to say of published weights that could not be fetched or read."""
+    return ValueError(
+        f"the weights {weights!r} could not be had: {error}. "
+        "Name a local file, or train from scratch with --student.weights None"
+    )
+
+
 def conv_map(values: Tensor, times: Tensor) -> FeatureMap:
     """A feature map of a 3D convolution's output (B, C, T', H', W') and the times of its steps (B, T')."""
     return FeatureMap(rearrange(values, "b c t h w -> b t h w c"), times)
