@@ -64,7 +64,8 @@ def test_compare_pairs_the_arms(
     said = capsys.readouterr().out
     assert "student distilled" in said
     assert "Distilled - alone, paired by seed" in said
-    assert "recipe field" in said
+    assert "Recipe fields that differ" in said
+    assert "objective.soft: None (teacher, alone); SoftTargets (distilled)" in said
 
 
 def test_train_resumes_by_its_folder_alone(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

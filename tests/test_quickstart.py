@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from videokd.clips.manifest import read_manifest
@@ -109,7 +110,9 @@ def test_an_interrupted_quickstart_says_how_to_go_on_and_does(
 
 @pytest.mark.slow
 def test_the_fast_quickstart_recovers_most_of_the_gap(tmp_path: Path) -> None:
+    torch.set_num_threads(2)  # the one test with real work to do
     report = quickstart(tmp_path / "out", seeds=1, scale=FAST, console=QUIET)
+    torch.set_num_threads(1)
     top1 = {arm: report["arms"][arm]["top1_mean"] for arm in report["arms"]}
     assert top1["teacher"] > 0.75
     assert top1["distilled"] - top1["alone"] > 0.15

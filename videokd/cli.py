@@ -176,8 +176,12 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
             CONSOLE.print(line)
     fields = differing_recipes(runs)
     if fields:
-        differing = [(name, *map(_short, values)) for name, values in fields.items()]
-        CONSOLE.print(terminal_table(("recipe field", *[run.name for run in runs]), differing))
+        CONSOLE.print("\nRecipe fields that differ:")
+    for name, values in fields.items():
+        holders: dict[str, list[str]] = {}
+        for run, value in zip(runs, values, strict=True):
+            holders.setdefault(_short(value), []).append(run.name)
+        CONSOLE.print(f"  {name}: " + "; ".join(f"{value} ({', '.join(names)})" for value, names in holders.items()))
 
 
 def doctor() -> None:
@@ -301,8 +305,10 @@ def _importable(module: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    if isinstance(value, dict) and "loss" in value:
+        value = value["loss"]
+    text = str(value["type"]).rpartition(":")[2] if isinstance(value, dict) and "type" in value else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 if __name__ == "__main__":

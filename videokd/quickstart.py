@@ -37,13 +37,13 @@ class Scale:
     """Training clips; the teacher sees all their labels."""
     labelled: int = 360
     """How many of those labels the student sees in the transfer-set regime."""
-    val: int = 240
+    val: int = 120
     test: int = 1200
     teacher_steps: int = 700
     student_steps: int = 800
 
 
-FAST = Scale(train=600, labelled=180, val=120, test=600, teacher_steps=450, student_steps=500)
+FAST = Scale(train=600, labelled=180, val=60, test=600, teacher_steps=450, student_steps=500)
 
 
 def quickstart(

@@ -116,6 +116,7 @@ def test_confusion_counts_follow_the_names_and_not_the_numbers() -> None:
         ([0.1], 0.2, "One seed: +10.0 points for distillation; run more seeds"),
         ([0.01, 0.02], 0.05, "The teacher is 5.0 points above the student alone: too little"),
         ([0.0, 0.0], 0.2, "Distillation was not shown to help"),
+        ([0.01, 0.02], -0.1, "The teacher is 10.0 points below the student alone: train a better one first."),
     ],
 )
 def test_the_verdict_says_what_the_numbers_say(differences: list[float], gap: float, said: str) -> None:

@@ -16,6 +16,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -107,8 +108,8 @@ def write_set(folder: Path, *, counts: Mapping[str, int], seed: int = 0, workers
 
     Makes `folder/<split>/<index>_<class>.mp4`, `folder/manifest.jsonl` (one video a line) and `folder/synthetic.json`
     (what was asked for). A folder that already holds this set is left as it is; one that holds a part of it, because
-    the work was cut short, is made again. More than one worker means spawned processes, so a script that calls this
-    needs the usual `if __name__ == "__main__":`.
+    the work was cut short, is made again. More than one worker means processes, so a script that calls this needs the
+    usual `if __name__ == "__main__":` on macOS and Windows.
     """
     for split, count in counts.items():
         if split not in SPLITS:
@@ -163,8 +164,10 @@ def _write_videos(folder: Path, jobs: list[tuple[str, int]], *, seed: int, worke
     write = partial(_write_video, folder, seed=seed)
     if workers == 1:
         return list(_with_progress(map(write, jobs), total=len(jobs)))
-    # Spawned: a fork of a process that runs torch's threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # Forked where that is safe: a spawned worker would import torch first, for longer than it draws. The workers use
+    # numpy and libx264 alone, so torch's threads, which a fork does not copy, are not missed.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method)) as pool:
         return list(_with_progress(pool.map(write, jobs, chunksize=16), total=len(jobs)))
 
 

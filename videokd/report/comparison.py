@@ -80,7 +80,9 @@ def verdict(differences: Sequence[float], *, gap: float) -> str:
     else:
         word = "helped" if found.low > 0 else "hurt" if found.high < 0 else "was not shown to help"
         said = f"Distillation {word}: {points}, 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}."
-    if gap < MIN_GAP:
+    if gap < 0:
+        said += f" The teacher is {-100 * gap:.1f} points below the student alone: train a better one first."
+    elif gap < MIN_GAP:
         said += f" The teacher is {100 * gap:.1f} points above the student alone: too little to speak of a share of it."
     return said
 

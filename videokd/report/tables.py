@@ -52,7 +52,7 @@ def terminal_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, tit
     """A table for a rich console; the first column is text, the others are numbers."""
     table = Table(title=title or None, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
     return table
