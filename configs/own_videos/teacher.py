@@ -6,7 +6,6 @@ VIDEOS is a folder with one folder per class, a .csv (path,label[,split][,group]
 """
 
 from videokd.clips.views import Augment, RandomResizedCrop
-from videokd.contracts import Dense, InputSpec
 from videokd.distill import Term
 from videokd.losses import CrossEntropy
 from videokd.models import VideoResNet
@@ -25,14 +24,7 @@ recipe = Recipe(
     student=VideoResNet(
         name="r2plus1d_18",
         weights="R2Plus1D_18_Weights.KINETICS400_V1",
-        input=InputSpec(
-            frames=16,
-            size=112,
-            sampling=Dense(stride=2),
-            crop_fraction=0.875,
-            mean=(0.43216, 0.394666, 0.37645),
-            std=(0.22803, 0.22145, 0.216989),
-        ),
+        # 16 frames at stride 2, 112 px: its published input.
     ),
     objective={"hard": Term(loss=CrossEntropy())},
     optim=AdamW(steps=2000, lr=3e-4, weight_decay=0.05, warmup=0.05, clip_norm=5.0),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from videokd.contracts import Outputs
 from videokd.losses.align import align_in_time, layer_normalised, mean_over_shared
-from videokd.losses.loss import Loss, Pair
+from videokd.losses.loss import FrameLoss, Loss, Pair
 
 Distance = Literal["smooth_l1", "cosine", "mse"]
 
@@ -37,19 +37,13 @@ class ClipFeatures(Loss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameFeatures(Loss):
+class FrameFeatures(FrameLoss):
     """The student's projected frame vectors against the teacher's layer-normalised ones of the same seconds.
 
     Hint learning [Romero et al. 2015] per frame, aligned by timestamp (`losses.align`).
     """
 
     distance: Distance = "smooth_l1"
-    student_tap: str = "frames"
-    teacher_tap: str = "frames"
-
-    def pairs(self) -> tuple[Pair, ...]:
-        """One pair of frame vectors, the student's projected."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="frames", projected=True),)
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips' aligned steps."""

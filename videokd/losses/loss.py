@@ -46,3 +46,17 @@ class Loss(ABC):
     def pairs(self) -> tuple[Pair, ...]:
         """The taps that this loss compares."""
         return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameLoss(Loss):
+    """A loss on one tap's features, frame by frame."""
+
+    projected: ClassVar[bool] = True
+    """Whether the student's features are projected to the teacher's width; losses on the same taps share that."""
+    student_tap: str = "frames"
+    teacher_tap: str = "frames"
+
+    def pairs(self) -> tuple[Pair, ...]:
+        """One pair of frame vectors."""
+        return (Pair(self.student_tap, self.teacher_tap, grid="frames", projected=self.projected),)

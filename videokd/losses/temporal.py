@@ -1,6 +1,7 @@
 """Losses on what happens between frames."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,23 +9,17 @@ from torch import Tensor
 from videokd.contracts import Outputs
 from videokd.losses.align import align_in_time, layer_normalised, mean_over_shared
 from videokd.losses.features import Distance, distance_BT
-from videokd.losses.loss import Loss, Pair
+from videokd.losses.loss import FrameLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalDifference(Loss):
+class TemporalDifference(FrameLoss):
     """The change from one frame's features to the next, after alignment: what moves counts, what stands still cancels.
 
     Shares its projection with `FrameFeatures` on the same taps.
     """
 
     distance: Distance = "smooth_l1"
-    student_tap: str = "frames"
-    teacher_tap: str = "frames"
-
-    def pairs(self) -> tuple[Pair, ...]:
-        """One pair of frame vectors, the student's projected."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="frames", projected=True),)
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips' steps; 0 if the coarser grid has a single step."""
@@ -36,7 +31,7 @@ class TemporalDifference(Loss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalAffinity(Loss):
+class TemporalAffinity(FrameLoss):
     """Which frames of a clip resemble which: cosine of every pair of frames, student against teacher, squared.
 
     Similarity-preserving distillation [Tung and Mori 2019] over the frames of a clip in place of the clips of a
@@ -44,12 +39,7 @@ class TemporalAffinity(Loss):
     It needs no projection.
     """
 
-    student_tap: str = "frames"
-    teacher_tap: str = "frames"
-
-    def pairs(self) -> tuple[Pair, ...]:
-        """One pair of frame vectors, as they are."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="frames", projected=False),)
+    projected: ClassVar[bool] = False
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips' pairs of steps."""
