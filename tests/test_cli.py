@@ -34,6 +34,13 @@ def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]
         assert command in captured.err
 
 
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evalute", "runs/x") == 2
+    assert "no command 'evalute'; did you mean 'evaluate'?" in capsys.readouterr().err
+    assert run("data", "sinth") == 2
+    assert "did you mean 'data synth'?" in capsys.readouterr().err
+
+
 def test_train_evaluate_compare(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("evaluate", trained) == 0
     said = capsys.readouterr().out

@@ -21,6 +21,7 @@ from videokd import quickstart as quickstarts
 from videokd import recipe as recipes
 from videokd.clips import synthetic
 from videokd.clips.manifest import Manifest, read_manifest
+from videokd.config import nearest
 from videokd.evaluate import evaluate as evaluate_model
 from videokd.machine import Machine, terminal
 from videokd.recipe import Recipe
@@ -270,9 +271,14 @@ def _run(arguments: list[str]) -> int:
         tyro.cli(COMMANDS[command], args=rest, prog=f"videokd {command}")
     elif command == "data" and rest and rest[0] in DATA_COMMANDS:
         tyro.cli(DATA_COMMANDS[rest[0]], args=rest[1:], prog=f"videokd data {rest[0]}")
+    elif command in ("-h", "--help"):
+        print(USAGE, end="")
     else:
-        print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
-        return 0 if command in ("-h", "--help") else 2
+        known = [*COMMANDS, "train", *(f"data {name}" for name in DATA_COMMANDS)]
+        wrong = " ".join(arguments[:2] if command == "data" else arguments[:1])
+        said = f"videokd: no command {wrong!r}{nearest(wrong, known)}\n" if command else ""
+        print(f"{said}{USAGE}", end="", file=sys.stderr)
+        return 2
     return 0
 
 
