@@ -51,8 +51,10 @@ def gain_lines(report: Mapping[str, Any]) -> list[str]:
 def terminal_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
     """A table for a rich console; the first column is text, the others are numbers."""
     table = Table(title=title or None, title_justify="left")
+    # Names stay on a line; long paths don't push the numbers out.
+    short = all(len(row[0]) <= 24 for row in rows)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0 and short)
     for row in rows:
         table.add_row(*row)
     return table
