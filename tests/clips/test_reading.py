@@ -15,8 +15,9 @@ import torch
 from av.stream import Disposition
 from drawn_videos import DrawnVideo, decoded_sequentially, number_in, written_with_preroll
 
-from videokd.clips import reading
-from videokd.clips.reading import VideoError, VideoIndex, read, scan
+from videokd.clips import pictures, reading
+from videokd.clips.pictures import Box, Cut
+from videokd.clips.reading import VideoError, VideoIndex, read, read_cuts, scan
 
 # Every third tick is doubled and every tenth is long: a variable frame rate.
 UNEVEN_TICKS = np.cumsum([0, *(1 + n % 3 // 2 + n % 10 // 9 * 7 for n in range(89))]).tolist()
@@ -197,23 +198,23 @@ def test_no_frames_are_a_clip_of_no_frames(written: Callable[[str], Path]) -> No
 def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Counts the frames that come out of the decoder and those converted; decoding from the start is not allowed."""
     counts = {"decoded": 0, "converted": 0}
-    decode_run, rgb = reading._Video.decode_run, reading._Canvas._rgb
+    decode_run, converted = reading._Video.decode_run, pictures.Canvas._converted
 
     def counted_run(self: reading._Video, run: reading._Run) -> Iterator[av.VideoFrame]:
         for frame in decode_run(self, run):
             counts["decoded"] += 1
             yield frame
 
-    def counted_rgb(self: reading._Canvas, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+    def counted(self: pictures.Canvas, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         counts["converted"] += 1
-        return rgb(self, frame, size)
+        return converted(self, frame, size)
 
     def refused(self: reading._Video) -> Iterator[av.VideoFrame]:
         raise AssertionError("the plan missed a frame and decoding began anew")
         yield
 
     monkeypatch.setattr(reading._Video, "decode_run", counted_run)
-    monkeypatch.setattr(reading._Canvas, "_rgb", counted_rgb)
+    monkeypatch.setattr(pictures.Canvas, "_converted", counted)
     monkeypatch.setattr(reading._Video, "decode_all", refused)
     return counts
 
@@ -302,7 +303,7 @@ def test_number_out_of_range_is_refused(number: int, written: Callable[[str], Pa
 
 
 def test_short_side_below_one_is_refused(written: Callable[[str], Path]) -> None:
-    with pytest.raises(ValueError, match="short_side must be at least 1 pixel, got 0"):
+    with pytest.raises(ValueError, match="at least 1 pixel a side, got size=0"):
         read(written("short_gop.mp4"), [0], short_side=0)
 
 
@@ -435,9 +436,46 @@ def test_index_of_a_longer_video_is_told_how_many_frames_decode(written: Callabl
 
 
 def test_video_error_survives_pickling() -> None:
-    # DataLoader workers send their errors through a pipe.
-    error = pickle.loads(pickle.dumps(VideoError(Path("a.mp4"), "it is broken")))
-    assert (error.path, error.reason) == (Path("a.mp4"), "it is broken")
+    # Workers send their errors through a pipe.
+    error = pickle.loads(pickle.dumps(VideoError(Path("a.mp4"), "it is broken", "no frames")))
+    assert (error.path, error.reason, error.fault) == (Path("a.mp4"), "it is broken", "no frames")
+
+
+def test_frames_are_found_by_the_second(written: Callable[[str], Path]) -> None:
+    index = scan(written("variable_rate.mp4"))
+    # UNEVEN_TICKS[n] / 30 s is when frame n appears; halfway to the next one it is still shown.
+    assert index.numbers_at(index.times).tolist() == list(range(90))
+    halfway = (index.times[:-1] + index.times[1:]) / 2
+    assert index.numbers_at(halfway).tolist() == list(range(89))
+    late = scan(written("late_start.mp4"))
+    assert late.numbers_at([7 / 30, 8.5 / 30, 96.5 / 30]).tolist() == [0, 1, 89]
+    for seconds in (0.1, 97.5 / 30):
+        with pytest.raises(ValueError, match=rf"no frame is shown at {seconds:g} s: .* from 0\.23\d+ to 3\.23"):
+            late.numbers_at([1.0, seconds])
+
+
+def test_several_clips_share_one_walk_through_the_file(written: Callable[[str], Path], spied: dict[str, int]) -> None:
+    path = written("no_b_frames.mp4")
+    cuts = [Cut([3, 7]), Cut([7, 5], size=32), Cut([64], box=Box(0, 0, 32, 48))]
+    clips = read_cuts(path, cuts)
+    assert spied["decoded"] == 9  # 0 to 7, and the key frame 64 after a seek
+    assert spied["converted"] == 5
+    for cut, clip in zip(cuts, clips):
+        (alone,) = read_cuts(path, [cut])
+        assert torch.equal(clip.frames, alone.frames)
+        assert clip.times.tolist() == pytest.approx([number / 30 for number in cut.numbers])
+
+
+@pytest.mark.parametrize("name", ["short_gop.mp4", "h264.mkv", "mpeg4.avi", "h264.ts"])
+def test_a_video_can_be_read_from_memory(name: str, written: Callable[[str], Path]) -> None:
+    path = written(name)
+    data, nowhere = path.read_bytes(), Path("shard.tar") / name
+    index = scan(nowhere, data=data)
+    assert index.times.tolist() == scan(path).times.tolist()
+    (clip,) = read_cuts(nowhere, [Cut([50, 2])], index=index, data=data)
+    assert [number_in(frame) for frame in clip.frames] == [50, 2]
+    with pytest.raises(VideoError, match=r"shard\.tar.*FFmpeg cannot read it"):
+        scan(nowhere, data=b"no video" * 100)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted through /proc")

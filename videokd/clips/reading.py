@@ -10,6 +10,7 @@ A frame that no other refers to is skipped unless it is wanted; all others are d
 are bit for bit those of plain sequential decoding.
 """
 
+import io
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -25,21 +26,27 @@ import torch
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["Frames", "VideoError", "VideoIndex", "read", "scan"]
+from videokd.clips.pictures import Canvas, Cut, rotation_of, turned
+
+__all__ = ["Frames", "VideoError", "VideoIndex", "read", "read_cuts", "scan"]
+
+Fault = Literal["missing", "empty", "unreadable", "no video", "no decoder", "no frames", "broken", "slow", "crash"]
+"""What can be wrong with a video: "broken" shows some of its frames, "unreadable" none; "slow" and "crash" are those
+of its worker process."""
 
 
 class VideoError(ValueError):
     """A video that cannot be read."""
 
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)  # both in args, so that it survives the pickling of worker processes
+    def __init__(self, path: str | Path, reason: str, fault: Fault = "unreadable") -> None:
+        super().__init__(str(path), reason, fault)  # all in args, so that it survives pickling
         self.path = Path(path)
         self.reason = reason
+        self.fault: Fault = fault
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}. Replace or re-encode the file, or drop it from the data set."
@@ -86,6 +93,22 @@ class VideoIndex:
         """Average frames per second."""
         return self.num_frames / self.seconds
 
+    def numbers_at(self, seconds: ArrayLike) -> NDArray[np.int64]:
+        """Numbers of the frames shown at these seconds, as `times` counts them: right for a variable frame rate too.
+
+        Raises:
+            ValueError: for a time before the first frame or after the last one's end.
+        """
+        asked = np.asarray(seconds, dtype=np.float64)
+        times = self.times
+        # A time that was itself read off a frame may be a rounding error early.
+        slack = 1e-6
+        wrong = asked[(asked < times[0] - slack) | (asked >= times[0] + self.seconds)]
+        if wrong.size:
+            first, last = float(times[0]), float(times[0] + self.seconds)
+            raise ValueError(f"no frame is shown at {wrong.flat[0]:g} s: the video runs from {first:g} to {last:g} s")
+        return np.maximum(np.searchsorted(times, asked + slack, side="right") - 1, 0)
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -95,19 +118,23 @@ class Frames:
     times: Tensor  # float64 (T,), seconds in the video
 
 
-def scan(path: str | Path) -> VideoIndex:
+def scan(path: str | Path, *, data: bytes | None = None) -> VideoIndex:
     """The index of a video: from its packets alone where they can be trusted, else by decoding it once.
 
     Trusted are MP4, MOV, Matroska and WebM files of codecs with one shown frame to a packet. In the others (AVI,
     MPEG-TS, ...) packets may hold no frame or lack their pts: there only the decoder knows the frames.
+    `data` is the file's content, where it is no file of its own.
+
+    Raises:
+        VideoError: for a video that can't be read.
     """
-    with _opened(Path(path)) as video:
+    with _opened(Path(path), data) as video:
         index = _index(video)
         frame = next(video.decode_all(), None)
         if frame is None:
-            raise VideoError(path, f"it lists {index.num_frames} frames, but none decodes")
-        rotation = _rotation(frame)
-        height, width = _turned((frame.height, frame.width), rotation // 90)
+            raise VideoError(path, f"it lists {index.num_frames} frames, but none decodes", "no frames")
+        rotation = rotation_of(frame)
+        height, width = turned((frame.height, frame.width), rotation // 90)
         return replace(index, height=height, width=width, rotation=rotation)
 
 
@@ -119,30 +146,52 @@ def read(
     `index` saves the scan. `short_side` resizes: the shorter side gets that many pixels, the longer one keeps the
     aspect ratio, rounded half up. Where a video changes its picture size midway, all frames get the index's size.
     """
-    numbers = [operator.index(number) for number in numbers]
-    if short_side is not None and short_side < 1:
-        raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
+    return read_cuts(path, [Cut(numbers, size=short_side)], index=index)[0]
+
+
+def read_cuts(
+    path: str | Path, cuts: Sequence[Cut], *, index: VideoIndex | None = None, data: bytes | None = None
+) -> list[Frames]:
+    """Several clips of one video in one go: a frame that two of them share is decoded once.
+
+    Args:
+        path: of the video file.
+        cuts: what is wanted of it.
+        index: of the video; saves the scan.
+        data: the file's content, where it is no file of its own; `path` then only names it.
+
+    Raises:
+        VideoError: for a video that can't be read.
+        ValueError: for a frame number or a box outside of the video.
+    """
+    cuts = [replace(cut, numbers=[operator.index(number) for number in cut.numbers]) for cut in cuts]
+    numbers = sorted({number for cut in cuts for number in cut.numbers})
     if index is None and not numbers:
-        index = scan(path)
+        index = scan(path, data=data)
     # Without an index the first frame decoded tells the size: the header does not know of rotation.
     size = None if index is None else (index.height, index.width)
-    with _opened(Path(path)) as video:
+    with _opened(Path(path), data) as video:
         if index is None:
             index = _index(video)
         for number in numbers:
             if not 0 <= number < index.num_frames:
                 raise ValueError(f"frame number must lie in [0, {index.num_frames}) in {path}, got {number}")
-        places = np.array(numbers, dtype=np.int64)
-        wanted = numbers if index.access == "count" else index.pts[places].tolist()
-        canvas = _Canvas(wanted, size=size, short_side=short_side)
-        with suppress(av.FFmpegError):  # the fault may be the seek's: decoding from the start decides
-            for run in _plan(index, places):
-                canvas.paint((frame.pts, frame) for frame in video.decode_run(run))
         counts = index.access == "count"
-        decoded = canvas.paint((n if counts else frame.pts, frame) for n, frame in enumerate(video.decode_all()))
-        if canvas.missing:
-            raise VideoError(path, f"{decoded} of its {index.num_frames} frames decode, not all those asked for")
-        return Frames(canvas.frames(), torch.from_numpy(index.times[places]))
+        names = np.arange(index.num_frames) if counts else index.pts  # what tells the decoded frames apart
+        canvases = [Canvas(cut, names=names, size=size) for cut in cuts]
+        with suppress(av.FFmpegError):  # the fault may be the seek's: decoding from the start decides
+            for run in _plan(index, np.array(numbers, dtype=np.int64)):
+                _paint(canvases, ((frame.pts, frame) for frame in video.decode_run(run)))
+        everything = ((n if counts else frame.pts, frame) for n, frame in enumerate(video.decode_all()))
+        decoded = _paint(canvases, everything)
+        if any(canvas.missing for canvas in canvases):
+            reason = f"{decoded} of its {index.num_frames} frames decode, not all those asked for"
+            raise VideoError(path, reason, "broken" if decoded else "no frames")
+        times = index.times
+        return [
+            Frames(canvas.frames(), torch.from_numpy(times[np.array(cut.numbers, dtype=np.int64)]))
+            for canvas, cut in zip(canvases, cuts)
+        ]
 
 
 _SEEK_EXACTLY = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
@@ -160,14 +209,16 @@ _QUICK_PROBE = {"probesize": "32", "skip_frame": "all"}
 class _Video:
     """One opened file and the walks through it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: bytes | None) -> None:
         self.path = path
+        self._data = data
         self._open(quick=path.suffix.lower() in _QUICK_SUFFIXES)
 
     def _open(self, *, quick: bool) -> None:
         # "file:" keeps a colon in the name from being read as a protocol; tags may be in any encoding.
         options = _QUICK_PROBE if quick else {}
-        self.container = av.open(f"file:{self.path}", options=options, metadata_errors="ignore")
+        source = f"file:{self.path}" if self._data is None else io.BytesIO(self._data)
+        self.container = av.open(source, options=options, metadata_errors="ignore")
         self.seeks_exactly = self.container.format.name in _SEEK_EXACTLY
         if quick and not self.seeks_exactly:  # the suffix misled
             self.close()
@@ -176,8 +227,9 @@ class _Video:
         streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams or streams[0].codec_context is None:
             self.close()
-            reason = "FFmpeg has no decoder for its video stream" if streams else "it has no video stream"
-            raise VideoError(self.path, reason)
+            if streams:
+                raise VideoError(self.path, "FFmpeg has no decoder for its video stream", "no decoder")
+            raise VideoError(self.path, "it has no video stream", "no video")
         self.stream = streams[0]
         self.time_base = self.stream.time_base or Fraction(1, av.time_base)
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)  # 25 is FFmpeg's own default
@@ -208,7 +260,8 @@ class _Video:
                     decoded += 1
                     yield frame
         except av.FFmpegError as error:
-            raise VideoError(self.path, f"decoding fails after {decoded} frames ({error.strerror})") from error
+            reason = f"decoding fails after {decoded} frames ({error.strerror})"
+            raise VideoError(self.path, reason, "broken" if decoded else "no frames") from error
 
     def decode_run(self, run: "_Run") -> Iterator[VideoFrame]:
         """The frames of one run, among others; stops when the last of them is decoded."""
@@ -230,14 +283,14 @@ class _Video:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Video]:
+def _opened(path: Path, data: bytes | None) -> Iterator[_Video]:
     """The opened video, closed in the end; every failure of FFmpeg's becomes a VideoError."""
-    if not path.is_file():
-        raise VideoError(path, "it is a directory" if path.is_dir() else "there is no such file")
-    if path.stat().st_size == 0:
-        raise VideoError(path, "the file is empty")
+    if data is None and not path.is_file():
+        raise VideoError(path, "it is a directory" if path.is_dir() else "there is no such file", "missing")
+    if (path.stat().st_size if data is None else len(data)) == 0:
+        raise VideoError(path, "the file is empty", "empty")
     try:
-        with closing(_Video(path)) as video:
+        with closing(_Video(path, data)) as video:
             yield video
     except av.FFmpegError as error:
         raise VideoError(path, f"FFmpeg cannot read it ({error.strerror})") from error
@@ -260,7 +313,7 @@ def _index_of_packets(video: _Video) -> VideoIndex:
     pts, ticks, is_key, is_discard = np.array(rows, dtype=np.int64).reshape(-1, 4).T
     shown = np.flatnonzero(is_discard == 0)  # an edit list discards its pre-roll: decoded, never shown
     if len(shown) == 0:
-        raise VideoError(video.path, "its video stream holds no frames")
+        raise VideoError(video.path, "its video stream holds no frames", "no frames")
     packets = shown[np.argsort(pts[shown])]
     keys = np.flatnonzero(is_key)
     access: Literal["seek", "start", "count"] = "start"
@@ -286,7 +339,7 @@ def _confirmed_by_decoding(listed: VideoIndex, video: _Video) -> VideoIndex:
     """The index of the frames that decoding shows; "count" unless each is one of those listed."""
     decoded = [_NO_PTS if frame.pts is None else frame.pts for frame in video.decode_all()]
     if not decoded:
-        raise VideoError(video.path, "no frame of its video stream decodes")
+        raise VideoError(video.path, "no frame of its video stream decodes", "no frames")
     pts = np.array(decoded, dtype=np.int64)
     has_times = pts[0] != _NO_PTS and bool((np.diff(pts) > 0).all())
     if has_times and listed.access != "count" and np.isin(pts, listed.pts).all():
@@ -327,73 +380,12 @@ def _plan(index: VideoIndex, numbers: NDArray[np.int64]) -> list[_Run]:
     return runs
 
 
-class _Canvas:
-    """The tensor of wanted frames; each is converted once, on its way there."""
-
-    def __init__(self, wanted: Sequence[int], *, size: tuple[int, int] | None, short_side: int | None) -> None:
-        self._rows: dict[int, list[int]] = {}
-        for row, frame_id in enumerate(wanted):
-            self._rows.setdefault(frame_id, []).append(row)
-        self.missing = set(self._rows)
-        self._size = size
-        self._short_side = short_side
-        self._reformatter = VideoReformatter()
-        self._pixels: NDArray[np.uint8] | None = None  # (T, H, W, 3)
-
-    def paint(self, frames: Iterable[tuple[int | None, VideoFrame]]) -> int:
-        """Put the wanted ones of (pts or number, frame) in place, until none is missing; says how many came by."""
-        seen = 0
-        for frame_id, frame in frames if self.missing else ():
-            seen += 1
-            if frame_id in self.missing:
-                self._put(self._rows[frame_id], frame)
-                self.missing.remove(frame_id)
-                if not self.missing:
-                    break
-        return seen
-
-    def frames(self) -> Tensor:  # uint8 (T, 3, H, W)
-        if self._pixels is None:
-            assert self._size is not None, "a size is known or a frame was painted"
-            self._pixels = np.zeros((0, *_resized(self._size, self._short_side), 3), dtype=np.uint8)
-        return torch.from_numpy(self._pixels).permute(0, 3, 1, 2)
-
-    def _put(self, rows: list[int], frame: VideoFrame) -> None:
-        turns = _rotation(frame) // 90
-        if self._size is None:
-            self._size = _turned((frame.height, frame.width), turns)
-        height, width = _resized(self._size, self._short_side)
-        if self._pixels is None:
-            self._pixels = np.empty((sum(map(len, self._rows.values())), height, width, 3), dtype=np.uint8)
-        first, *others = rows
-        self._pixels[first] = np.rot90(self._rgb(frame, _turned((height, width), turns)), turns)
-        self._pixels[others] = self._pixels[first]
-
-    def _rgb(self, frame: VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:  # (H, W, 3)
-        height, width = size
-        # swscale's bilinear widens its triangle when it shrinks, so every source pixel counts. That is Pillow's and
-        # torchvision's antialiased bilinear, and no dearer than swscale's own area averaging, which is farther from it.
-        # One thread: waking more takes longer than converting a small frame.
-        rgb = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
-        )
-        plane = rgb.planes[0]
-        lines = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(height, plane.line_size)  # lines are padded
-        return lines[:, : width * 3].reshape(height, width, 3)
-
-
-def _rotation(frame: VideoFrame) -> int:
-    return round(frame.rotation / 90) * 90 % 360
-
-
-def _turned(size: tuple[int, int], turns: int) -> tuple[int, int]:
-    return size if turns % 2 == 0 else (size[1], size[0])
-
-
-def _resized(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
-    """(height, width) with the given short side, the aspect ratio kept to half a pixel."""
-    if short_side is None:
-        return size
-    # (2ab + c) // 2c is ab/c rounded half up, in whole numbers.
-    height, width = ((2 * side * short_side + min(size)) // (2 * min(size)) for side in size)
-    return height, width
+def _paint(canvases: "Sequence[Canvas]", frames: Iterable[tuple[int | None, VideoFrame]]) -> int:
+    """Put the wanted ones of (name, frame) in place, until none is missing; says how many came by."""
+    seen = 0
+    for name, frame in frames if any(canvas.missing for canvas in canvases) else ():
+        seen += 1
+        painted = [canvas.paint(name, frame) for canvas in canvases]
+        if any(painted) and not any(canvas.missing for canvas in canvases):
+            break
+    return seen
