@@ -52,7 +52,8 @@ def cut_out(pictures: Tensor, cut: Cut) -> Tensor:  # (T, 3, H, W) -> (T, 3, H',
     height, width = resized((box.height, box.width), cut.size)
     if part.shape[-2:] == (height, width):
         return part
-    return transforms.resize(part, [height, width], antialias=True)
+    smaller: Tensor = transforms.resize(part, [height, width], antialias=True)
+    return smaller
 
 
 class Canvas:

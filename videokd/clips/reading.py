@@ -23,6 +23,7 @@ from typing import Literal
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -37,6 +38,8 @@ __all__ = ["Frames", "VideoError", "VideoIndex", "read", "read_cuts", "scan"]
 Fault = Literal["missing", "empty", "unreadable", "no video", "no decoder", "no frames", "broken", "slow", "crash"]
 """What can be wrong with a video: "broken" shows some of its frames, "unreadable" none; "slow" and "crash" are those
 of its worker process."""
+
+Access = Literal["seek", "start", "count"]
 
 
 class VideoError(ValueError):
@@ -69,7 +72,7 @@ class VideoIndex:
     width: int
     rotation: int
     """Degrees counterclockwise, 0, 90, 180 or 270, from the stored picture to the displayed one; `read` applies it."""
-    access: Literal["seek", "start", "count"]
+    access: Access
     """How frames are found: by exact seeks to key frames; from the start by pts, where the container's seek is not
     exact; from the start by counting, where pts do not tell frames apart."""
 
@@ -218,7 +221,7 @@ class _Video:
         # "file:" keeps a colon in the name from being read as a protocol; tags may be in any encoding.
         options = _QUICK_PROBE if quick else {}
         source = f"file:{self.path}" if self._data is None else io.BytesIO(self._data)
-        self.container = av.open(source, options=options, metadata_errors="ignore")
+        self.container: InputContainer = av.open(source, "r", options=options, metadata_errors="ignore")
         self.seeks_exactly = self.container.format.name in _SEEK_EXACTLY
         if quick and not self.seeks_exactly:  # the suffix misled
             self.close()
@@ -316,7 +319,7 @@ def _index_of_packets(video: _Video) -> VideoIndex:
         raise VideoError(video.path, "its video stream holds no frames", "no frames")
     packets = shown[np.argsort(pts[shown])]
     keys = np.flatnonzero(is_key)
-    access: Literal["seek", "start", "count"] = "start"
+    access: Access = "start"
     if (pts == _NO_PTS).any() or (np.diff(pts[packets]) == 0).any():
         access = "count"
     elif video.seeks_exactly and is_key[0] and (np.diff(pts[keys]) > 0).all():

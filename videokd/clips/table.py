@@ -1,0 +1,116 @@
+"""Where the frames of a whole data set are: one memory-mapped file beside the manifest, so that no video is scanned."""
+
+import json
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from videokd.clips.reading import Access, VideoIndex
+
+Row = Mapping[str, NDArray[np.int64]]  # column -> (n,), as long as it needs to be
+_FORMAT = "videokd frame table 1"
+
+
+class FrameTable:
+    """Rows of whole numbers by the id of a video; a process maps the file when it first asks for a row.
+
+    Raises:
+        ValueError: for a file that is no frame table.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, "np") as file:
+                header = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is no frame table ({error}): make it again with `videokd data check`") from error
+        if header.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a {_FORMAT!r}: make it again with `videokd data check`")
+        self._columns: list[str] = json.loads(header["columns"])
+        self._places: dict[str, int] | None = None
+        self._file: Any = safe_open(path, "np")
+
+    @staticmethod
+    def beside(manifest: Path) -> "FrameTable | None":
+        """The table of this manifest, if it has one."""
+        path = table_path(manifest)
+        return FrameTable(path) if path.is_file() else None
+
+    def row(self, video_id: str) -> dict[str, NDArray[np.int64]] | None:
+        """The columns of one video; None if it has no row."""
+        if self._places is None:
+            ids = self._file.get_tensor("ids").tobytes().decode("utf-8", "surrogateescape")
+            self._places = {name: place for place, name in enumerate(ids.split("\0"))}
+        place = self._places.get(video_id)
+        if place is None:
+            return None
+        found = {}
+        for column in self._columns:
+            start, end = self._file.get_slice(f"{column}.ends")[place : place + 2].tolist()
+            found[column] = self._file.get_slice(column)[start:end]
+        return found
+
+    def index(self, video_id: str, *, num_bytes: int) -> VideoIndex | None:
+        """Where a video's frames are; None if that is not known of a file of this size."""
+        row = self.row(video_id)
+        return None if row is None or row["facts"][-1] != num_bytes else index_of(row)
+
+    def __reduce__(self) -> tuple[type["FrameTable"], tuple[Path]]:
+        return FrameTable, (self.path,)
+
+
+def write_table(path: Path, rows: Iterable[tuple[str, Row]]) -> None:
+    """Writes (video id, columns) in one go; the file appears whole or not at all."""
+    rows = list(rows)
+    columns = sorted({column for _, row in rows for column in row})
+    nothing = np.empty(0, dtype=np.int64)
+    tensors = {"ids": np.frombuffer("\0".join(name for name, _ in rows).encode("utf-8", "surrogateescape"), np.uint8)}
+    for column in columns:
+        values = [row.get(column, nothing) for _, row in rows]
+        tensors[column] = np.concatenate([nothing, *values])
+        tensors[f"{column}.ends"] = np.cumsum([0, *map(len, values)])
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"format": _FORMAT, "columns": json.dumps(columns)})
+    partial.replace(path)
+
+
+def table_path(manifest: Path) -> Path:
+    """`videos.jsonl` has its table in `videos.frames`."""
+    return manifest.with_suffix(".frames")
+
+
+def row_of(index: VideoIndex, *, num_bytes: int) -> Row:
+    """An index as columns; the size of its file tells later whether it still is that file."""
+    facts = [index.last_ticks, index.time_base.numerator, index.time_base.denominator]
+    facts += [index.height, index.width, index.rotation, get_args(Access).index(index.access), num_bytes]
+    return {
+        "pts": index.pts,
+        "packets": index.packets,
+        "key_pts": index.key_pts,
+        "key_packets": index.key_packets,
+        "facts": np.array(facts, dtype=np.int64),
+    }
+
+
+def index_of(row: Row) -> VideoIndex:
+    """The index that `row_of` wrote."""
+    last_ticks, numerator, denominator, height, width, rotation, access, _ = row["facts"].tolist()
+    return VideoIndex(
+        pts=row["pts"],
+        packets=row["packets"],
+        key_pts=row["key_pts"],
+        key_packets=row["key_packets"],
+        last_ticks=last_ticks,
+        time_base=Fraction(numerator, denominator),
+        height=height,
+        width=width,
+        rotation=rotation,
+        access=get_args(Access)[access],
+    )
