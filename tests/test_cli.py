@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from videokd.cli import main
-from videokd.clips.manifest import read_manifest
+from videokd.clips.lists import read_manifest
 
 
 def run(*arguments: str | Path) -> int:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
+from videokd.clips.lists import read_manifest
 from videokd.clips.loader import ClipDataset
-from videokd.clips.manifest import read_manifest
 from videokd.contracts import UNLABELLED, Dense, InputSpec
 from videokd.evaluate import (
     Interval,

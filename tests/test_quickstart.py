@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from videokd.clips.manifest import read_manifest
+from videokd.clips.lists import read_manifest
 from videokd.optim import AdamW
 from videokd.quickstart import FAST, Scale, quickstart
 from videokd.recipe import load

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from videokd.cli import USAGE
-from videokd.clips.manifest import read_manifest
+from videokd.clips.lists import read_manifest
 from videokd.contracts import Dense, InputSpec
 from videokd.models import Conv3d, load_model, save_model
 from videokd.recipe import configs_folder

@@ -18,8 +18,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from videokd import recipe as recipes
+from videokd.clips.lists import read_manifest
 from videokd.clips.loader import ClipDataset
-from videokd.clips.manifest import read_manifest, write_manifest
+from videokd.clips.manifest import write_manifest
 from videokd.contracts import Outputs
 from videokd.distill import Term
 from videokd.losses import ClipFeatures, CrossEntropy, FrameFeatures, SoftTargets
@@ -95,19 +96,15 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(distille
     assert not equal(tmp_path / "a", tmp_path / "c")
 
 
-def test_a_remembering_teacher_and_memory_change_nothing(distilled: Recipe, tmp_path: Path) -> None:
+def test_a_remembering_teacher_changes_nothing(distilled: Recipe, tmp_path: Path) -> None:
     (source,) = distilled.teachers.values()
     online = replace(
         distilled,
         teachers={"teacher": replace(source, remember=False)},
-        data=replace(distilled.data, in_memory=False, views=2),
+        data=replace(distilled.data, views=2),
         optim=replace(distilled.optim, steps=12),
     )
-    stored = replace(
-        online,
-        teachers={"teacher": replace(source, remember=True)},
-        data=replace(online.data, in_memory=True),
-    )
+    stored = replace(online, teachers={"teacher": replace(source, remember=True)})
     train(online, tmp_path / "online", console=QUIET)
     train(stored, tmp_path / "stored", console=QUIET)
     one, other = weights(tmp_path / "online"), weights(tmp_path / "stored")
@@ -337,7 +334,7 @@ def test_a_broken_video_stops_the_run_or_is_named_and_counted(alone: Recipe, tmp
     videos = (replace(manifest.videos[0], path=bad), gone, *manifest.videos[2:])
     write_manifest(replace(manifest, videos=videos), tmp_path / "list.jsonl")
     data = replace(alone.data, path=str(tmp_path / "list.jsonl"))
-    with pytest.raises(ValueError, match=r"1 of 24 videos are missing: .*gone\.mp4"):
+    with pytest.raises(ValueError, match=r"1 of 24 videos are missing or broken: .*gone\.mp4"):
         train(replace(alone, data=data), tmp_path / "refused", console=QUIET)
     summary = train(replace(alone, data=replace(data, on_bad_video="skip")), tmp_path / "run", console=QUIET)
     assert len(summary["skipped"]) == 2
@@ -375,8 +372,8 @@ def test_ctrl_c_on_the_command_line_leaves_a_checkpoint_and_says_how_to_go_on(al
 
 def test_a_run_reads_real_files_by_default(alone: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    sample = ClipDataset._sample
-    monkeypatch.setattr(ClipDataset, "_sample", lambda self, i, v: seen.append(i) or sample(self, i, v))
+    clips = ClipDataset.clips
+    monkeypatch.setattr(ClipDataset, "clips", lambda self, i, views: seen.append(i) or clips(self, i, views))
     recipe = replace(alone, data=replace(alone.data, in_memory=False), optim=replace(alone.optim, steps=2))
     train(recipe, tmp_path / "run", console=QUIET)
     assert len(seen) == 12

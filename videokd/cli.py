@@ -20,7 +20,8 @@ import videokd
 from videokd import quickstart as quickstarts
 from videokd import recipe as recipes
 from videokd.clips import synthetic
-from videokd.clips.manifest import Manifest, read_manifest
+from videokd.clips.lists import read_manifest
+from videokd.clips.manifest import Manifest
 from videokd.config import nearest
 from videokd.evaluate import evaluate as evaluate_model
 from videokd.machine import Machine, terminal
@@ -145,7 +146,9 @@ def evaluate(
         CONSOLE.print(f"Careful: the run was trained on {found['trained_on']} of these {len(manifest.videos)} clips.")
     for reason in found["skipped"]:
         CONSOLE.print(f"skipped: {reason}")
-    CONSOLE.print(f"{len(found['skipped'])} videos skipped. Confusion and predictions: {path}")
+    before = found["skipped_in_training"]
+    trained = f"; {before} videos were left out of its training" if before else ""
+    CONSOLE.print(f"{len(found['skipped'])} videos skipped{trained}. Confusion and predictions: {path}")
 
 
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
@@ -170,6 +173,10 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         for name, one in found.items()
     ]
     CONSOLE.print(terminal_table(("run", "top-1 %", "shuffled %", "params", "MMAC/clip"), rows))
+    for name, one in found.items():
+        debt = {"scored": len(one["skipped"]), "trained on": one.get("skipped_in_training") or 0}
+        if any(debt.values()):
+            CONSOLE.print(f"{name}: not {' and not '.join(f'{how}: {n} videos' for how, n in debt.items() if n)}")
     for teacher, alone, distilled in trios(runs):
         report = arms(teacher, alone, distilled)
         CONSOLE.print(terminal_table(COLUMNS, arm_rows(report), title=f"{len(alone)} paired seeds"))

@@ -14,11 +14,16 @@ UNLABELLED = -1
 """The label of a clip whose class is unknown: it carries the distillation terms alone."""
 
 
+Short = Literal["repeat", "wrap", "error"]
+"""What a video shorter than the clip does: repeat its last frame, begin anew, or be refused."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dense:
     """Consecutive frames at a fixed stride, as most 3D networks are trained (16x4 = 16 frames, stride 4)."""
 
     stride: int = 1
+    short: Short = "repeat"
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -26,11 +31,35 @@ class Dense:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Frames at a fixed rate in time, whatever the rate of the file: for sets of mixed frame rates."""
+
+    fps: float
+    """Frames of the clip a second."""
+    short: Short = "repeat"
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0:
+            raise ValueError(f"fps must be above 0, got {self.fps}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segments:
     """One frame from each of equally long segments of the whole video [TSN, Wang et al. 2016]."""
 
 
-Sampling = Dense | Segments
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """Frames evenly spread over the whole video, its first and its last among them; nothing is random."""
+
+
+Sampling = Dense | Timed | Segments | Uniform
+
+
+def labelled(label: Tensor) -> Tensor:  # -> bool (B,)
+    """Which clips have a label: class numbers int64 (B,), or float (B, K) shares of classes (of mixed clips, or 1 for
+    each of several labels), where a row of UNLABELLED is a clip of which nothing is known."""
+    return label != UNLABELLED if label.ndim == 1 else label[:, 0] != UNLABELLED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +125,7 @@ class Batch:
     """One step's clips: a view of the same decode, under the same augmentation, for every party."""
 
     clips: Mapping[str, Clip]  # party name -> its view: "student", and every teacher by name
-    label: Tensor  # int64 (B,), UNLABELLED where the class is unknown
+    label: Tensor  # int64 (B,), UNLABELLED where the class is unknown; or shares (B, K), see `labelled`
     id: tuple[str, ...]  # (B,), the clip's name in the manifest
     view: Tensor  # int64 (B,), view number: (seed, id, view) makes the same views again
     skipped: tuple[str, ...] = ()  # why clips that belong here are missing, one sentence each

@@ -1,5 +1,6 @@
 """Scores of a model on a list of videos, agreement with another, and what a distillation recovered of a gap."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,18 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from videokd.clips.loader import ClipDataset, EveryClip, FrameMemory, OnBadVideo, batches, view_generator
+from videokd.clips.dataset import ClipDataset, FrameMemory, view_generator
+from videokd.clips.loader import batches, leave_out_bad
 from videokd.clips.manifest import Manifest
+from videokd.clips.order import EveryClip
 from videokd.contracts import UNLABELLED
 from videokd.machine import Machine
 from videokd.models import VideoModel, load_model
 from videokd.models.cost import cost
 
 FrameOrder = Literal["filmed", "shuffled"]
+OnBadVideo = Literal["error", "skip"]
+"""Stop at a video that can't be read, or leave it out: another in its place would make it another test."""
 
 MIN_GAP = 0.08
 """Below this gap between teacher and student alone (a share of clips), the share recovered means nothing."""
@@ -32,19 +37,22 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     on_bad_video: OnBadVideo = "error",
+    time_limit: float = 60.0,
     memory: FrameMemory | None = None,
     advance: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, Any]:
     """Scores the model in `folder` on `videos`, as they are and with each clip's frames shuffled.
 
     Preprocessing and class names come from the model. Plain numbers, ready for JSON: those of `scores`,
-    "shuffled_top1", the class predicted for every clip by name, and what the model costs.
+    "shuffled_top1", the class predicted for every clip by name, what the model costs, and the data debt: the videos
+    that were left out here, and how many its training did without.
 
     Raises:
         ValueError: if there is no model, or the videos have classes that it does not know.
         VideoError: for a broken video, unless `on_bad_video` is "skip".
     """
     model = load_model(folder).to(machine.find())
+    videos, left_out = leave_out_bad(videos, on_bad_video=on_bad_video)
     dataset = ClipDataset(
         videos.with_classes(model.classes, of=str(folder)),
         {"student": model.config.input},
@@ -59,6 +67,7 @@ def evaluate(
             batch_size=batch_size,
             workers=workers,
             on_bad_video=on_bad_video,
+            time_limit=time_limit,
             frame_order=frame_order,
             advance=advance,
         )
@@ -67,6 +76,8 @@ def evaluate(
     price = cost(model)
     return {
         **scores(ordered),
+        "skipped": [*left_out, *ordered.skipped],
+        "skipped_in_training": _skipped_in_training(Path(folder)),
         "shuffled_top1": scores(shuffled)["top1"],
         "predicted": dict(zip(ordered.ids, (model.classes[k] for k in ordered.predicted.tolist()), strict=True)),
         "list": str(videos.source.resolve()),
@@ -100,6 +111,7 @@ def predict(
     batch_size: int = 32,
     workers: int = 0,
     on_bad_video: OnBadVideo = "error",
+    time_limit: float = 60.0,
     frame_order: FrameOrder = "filmed",
     advance: Callable[[int], None] = lambda clips: None,
 ) -> Predictions:
@@ -112,6 +124,7 @@ def predict(
         batch_size: clips at once.
         workers: processes that decode.
         on_bad_video: "skip" leaves out a video that can't be read, and names it in `Predictions.skipped`.
+        time_limit: seconds that a worker may spend on a video.
         frame_order: "shuffled" hands out each clip's frames in a random order, the same for every model.
         advance: called with the number of clips done.
 
@@ -126,7 +139,7 @@ def predict(
     ids: list[str] = []
     skipped: list[str] = []
     order = EveryClip(len(dataset), batch_size)
-    for batch in batches(dataset, order, workers=workers, on_bad_video=on_bad_video):
+    for batch in batches(dataset, order, workers=workers, on_bad_video=on_bad_video, time_limit=time_limit):
         skipped += batch.skipped
         advance(len(batch.id) + len(batch.skipped))
         if not batch.id:
@@ -233,6 +246,12 @@ def gap_recovered(*, teacher: float, alone: Sequence[float], distilled: Sequence
     assert spread.low is not None
     half = spread.mean - spread.low
     return Interval(whole, whole - half, whole + half)
+
+
+def _skipped_in_training(folder: Path) -> int | None:
+    """How many videos a run did without; None where that is not known."""
+    summary = folder / "summary.json"
+    return len(json.loads(summary.read_text(encoding="utf-8"))["skipped"]) if summary.is_file() else None
 
 
 def _shuffled(clip_id: str, num_frames: int) -> Tensor:

@@ -14,8 +14,9 @@ from rich.progress import track
 import videokd
 from videokd import recipe as recipes
 from videokd.clips import synthetic
-from videokd.clips.loader import FrameMemory
-from videokd.clips.manifest import read_manifest, write_manifest
+from videokd.clips.dataset import FrameMemory
+from videokd.clips.lists import read_manifest
+from videokd.clips.manifest import write_manifest
 from videokd.distill import Teacher
 from videokd.evaluate import evaluate
 from videokd.machine import Machine, terminal

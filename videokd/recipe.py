@@ -5,11 +5,16 @@ import re
 import traceback
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import tyro
 
 import videokd
+from videokd.clips.backends import Backend
+from videokd.clips.lists import read_manifest
+from videokd.clips.loader import OnBadVideo
+from videokd.clips.manifest import Manifest, is_url
+from videokd.clips.mixing import Mix
 from videokd.clips.views import Augment
 from videokd.config import from_plain, import_file, nearest, to_plain
 from videokd.distill import Term
@@ -23,7 +28,14 @@ class Data:
     """Which clips, and in what batches."""
 
     path: str
-    """A folder with one folder per class, a .csv (path,label[,split][,group]) or a .jsonl manifest."""
+    """A folder with one folder per class, a list in any form of data/README.md, or the index of a packed set (which
+    may be a URL)."""
+    root: str | None = None
+    """Folder that the list's paths start from; None is the list's own."""
+    fold: int = 1
+    """Which of its official splits, of a set that has several (UCF101, HMDB51)."""
+    class_names: str | None = None
+    """File with a class name a line, for lists whose labels are numbers."""
     train_split: str | None = "train"
     """None takes every video, of a list that names no splits. A list without splits gets "train" and "test" by hash."""
     val_split: str | None = None
@@ -37,20 +49,40 @@ class Data:
     """Different views of a clip; None for no end of them."""
     view_seed: int = 0
     """Seed of the views, apart from the run's own: so runs of several seeds can share a teacher's outputs."""
+    mix: Mix | None = None
+    """Mixup and cutmix of the clips of a batch; None for neither."""
+    repeats: int = 1
+    """Views of a video that are decoded together, from one opened file."""
+    spread: int = 4
+    """Batches over which the views of a video are shuffled, with `repeats`."""
     workers: int = 0
-    """Processes that decode; 0 decodes in the main one."""
+    """Processes that decode; 0 decodes in the main one, where a decoder that hangs can't be ended."""
+    backend: Backend = "pyav"
+    """Who decodes video files: the exact reader of this package, or "decord" or "torchcodec"."""
+    time_limit: float = 60.0
+    """Seconds that a worker may spend on a video."""
     in_memory: bool = False
     """Keep all decoded frames in memory: for sets of short clips."""
-    on_bad_video: Annotated[Literal["error", "skip"], tyro.conf.arg(aliases=["--on-bad-video"])] = "error"
-    """What to do with a video that is missing or broken: stop, or leave it out, named and counted."""
+    on_bad_video: Annotated[OnBadVideo, tyro.conf.arg(aliases=["--on-bad-video"])] = "error"
+    """What to do with a video that is missing, broken, too slow, or kills its worker: stop; leave it out; or train on
+    another clip of its class instead. It is named and counted, and validation never substitutes."""
 
     def __post_init__(self) -> None:
         if self.train_split is not None and self.train_split == self.val_split:
             raise ValueError(f"train_split and val_split are both {self.train_split!r}: validation would be training")
         if "test" in (self.train_split, self.val_split):
             raise ValueError("the test split is for `videokd evaluate`: a run neither trains nor selects on it")
+        if self.repeats < 1 or self.spread < 1 or self.time_limit <= 0:
+            raise ValueError(
+                "repeats and spread are at least 1 and time_limit is above 0, "
+                f"got {self.repeats}, {self.spread} and {self.time_limit}"
+            )
         if self.in_memory and self.workers:
             raise ValueError(f"in_memory decodes once, in the main process: set workers to 0, not {self.workers}")
+
+    def manifest(self) -> Manifest:
+        """The list, read."""
+        return read_manifest(self.path, root=self.root, fold=self.fold, class_names=self.class_names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +155,12 @@ def anchored(recipe: Recipe) -> Recipe:
         name: replace(teacher, checkpoint=str(Path(teacher.checkpoint).resolve()))
         for name, teacher in recipe.teachers.items()
     }
-    return replace(recipe, data=replace(recipe.data, path=str(Path(recipe.data.path).resolve())), teachers=teachers)
+    places: dict[str, Any] = {
+        name: str(Path(place).resolve())
+        for name in ("path", "root", "class_names")
+        if (place := getattr(recipe.data, name)) is not None and not is_url(place)
+    }
+    return replace(recipe, data=replace(recipe.data, **places), teachers=teachers)
 
 
 def dump(recipe: Recipe) -> str:

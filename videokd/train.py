@@ -18,9 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from videokd import recipe as recipes
-from videokd.clips.loader import BatchOrder, ClipDataset, FrameMemory, batches, leave_out_missing
-from videokd.clips.manifest import Manifest, read_manifest
-from videokd.contracts import UNLABELLED
+from videokd.clips.dataset import ClipDataset, FrameMemory
+from videokd.clips.loader import batches, leave_out_bad
+from videokd.clips.manifest import Manifest
+from videokd.clips.mixing import mixed
+from videokd.clips.order import BatchOrder
+from videokd.contracts import UNLABELLED, labelled
 from videokd.distill import Objective, Student, Teacher, all_targets, check_terms, wanted_taps
 from videokd.evaluate import predict, scores
 from videokd.machine import seed_step, terminal
@@ -68,13 +71,14 @@ def train(
     started = time.monotonic()
     recipe = recipes.anchored(recipe)
     device = recipe.machine.find()
-    manifest = read_manifest(recipe.data.path)
+    manifest = recipe.data.manifest()
     check_terms(recipe.objective, list(recipe.teachers))
     policy = recipe.data.on_bad_video
-    train_set, missing = leave_out_missing(training_videos(manifest, recipe), on_bad_video=policy)
+    train_set, missing = leave_out_bad(training_videos(manifest, recipe), on_bad_video=policy)
     val_set = None
     if recipe.data.val_split:
-        val_set, missing_val = leave_out_missing(manifest.split(recipe.data.val_split), on_bad_video=policy)
+        # A substitute would make it another test: validation leaves out.
+        val_set, missing_val = leave_out_bad(manifest.split(recipe.data.val_split), on_bad_video=policy)
         missing += missing_val
     if not manifest.has_splits:
         console.print(f"{manifest.source} names no splits: a fifth of it, by a hash of its names, is kept for testing")
@@ -107,13 +111,22 @@ def train(
     with _Stop() as stop, _progress(console) as progress, _saving_on_error(lambda: run.save(student, optimizer, done)):
         bar = progress.add_task(run.path.name, total=recipe.optim.steps, completed=start, detail="")
         for step, batch in enumerate(
-            batches(clips, order, workers=recipe.data.workers, on_bad_video=policy), start=start + 1
+            batches(
+                clips,
+                order,
+                workers=recipe.data.workers,
+                on_bad_video=policy,
+                time_limit=recipe.data.time_limit,
+            ),
+            start=start + 1,
         ):
             for reason in batch.skipped:
                 _name_once(reason, skipped, console)
             if not batch.id:
                 raise ValueError(f"no clip of step {step}'s batch could be read; the first: {batch.skipped[0]}")
             batch = batch.to(device)
+            if recipe.data.mix is not None:
+                batch = mixed(batch, recipe.data.mix, num_classes=len(clips.classes), seed=recipe.seed, step=step)
             seed_step(recipe.seed, step)
             lr = recipe.optim.lr_at(step - 1)
             for group in optimizer.param_groups:
@@ -136,8 +149,8 @@ def train(
             if step % LOG_EVERY == 0 or last:
                 row = {name: loss.item() for name, loss in losses.items()}
                 row |= {"lr": lr, "grad_norm": norm.item()}
-                known = batch.label != UNLABELLED
-                if known.any():
+                known = labelled(batch.label)
+                if known.any() and batch.label.ndim == 1:  # mixed clips are of no one class
                     row["train_top1"] = (outputs.logits.argmax(dim=1) == batch.label)[known].float().mean().item()
                 run.log({"step": step, **row})
                 progress.update(bar, detail=f"loss {row['total']:.3f}, {seen_clips / clock.seconds():.0f} clips/s")
@@ -222,6 +235,7 @@ def _dataset(
         augment=recipe.data.augment if train else None,
         seed=recipe.data.view_seed,
         memory=memory,
+        backend=recipe.data.backend,
     )
 
 
@@ -241,6 +255,8 @@ def _order(clips: ClipDataset, recipe: Recipe, console: Console) -> BatchOrder:
         seed=recipe.seed,
         steps=range(recipe.optim.steps),
         views=recipe.data.views,
+        repeats=recipe.data.repeats,
+        spread=recipe.data.spread,
     )
 
 
@@ -258,7 +274,8 @@ def _validate(model: VideoModel, clips: ClipDataset, recipe: Recipe) -> float:
         clips,
         machine=recipe.machine,
         workers=recipe.data.workers,
-        on_bad_video=recipe.data.on_bad_video,
+        on_bad_video="error" if recipe.data.on_bad_video == "error" else "skip",
+        time_limit=recipe.data.time_limit,
     )
     top1: float = scores(found)["top1"]
     return top1

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from videokd.clips.manifest import read_manifest, write_manifest
+from videokd.clips.lists import read_manifest
+from videokd.clips.manifest import write_manifest
 
 
 def touch(path: Path) -> Path:
@@ -123,7 +124,8 @@ def test_json_lines_come_back_equal(tmp_path: Path) -> None:
         ("list.csv", "path,label\na.mp4,x\na.mp4,y\n", "lists a.mp4 twice"),
         ("list.jsonl", '{"path": "a.mp4", "label": "x"}\nnot json\n', "list.jsonl: line 2 is not an object"),
         ("list.jsonl", '{"path": "a.mp4"}\n', "list.jsonl: line 1 is not an object with path and label"),
-        ("list.txt", "a.mp4 0\n", "is not a folder, a .csv or a .jsonl list"),
+        ("list.yaml", "a.mp4 0\n", "is not a folder or a list"),
+        ("train.json", "[]", "is not a folder or a list .*: name its folder"),
     ],
 )
 def test_a_wrong_list_is_refused_by_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -1,19 +1,25 @@
 """A list of videos in, batches of clips out: exact frames, one decode, one augmentation, a view for every party."""
 
-from videokd.clips.loader import BadVideo, BatchOrder, ClipDataset, EveryClip, FrameMemory, batches, collate
-from videokd.clips.manifest import Manifest, Video, read_manifest, write_manifest
-from videokd.clips.reading import Frames, VideoError, VideoIndex, read, scan
+from videokd.clips.dataset import ClipDataset, FrameMemory
+from videokd.clips.lists import read_manifest
+from videokd.clips.loader import batches, collate
+from videokd.clips.manifest import Manifest, Packed, Video, write_manifest
+from videokd.clips.order import BatchOrder, EveryClip
+from videokd.clips.pictures import Box, Cut
+from videokd.clips.reading import Frames, VideoError, VideoIndex, read, read_cuts, scan
 from videokd.clips.views import Augment, RandomCrop, RandomResizedCrop
 
 __all__ = [
     "Augment",
-    "BadVideo",
     "BatchOrder",
+    "Box",
     "ClipDataset",
+    "Cut",
     "EveryClip",
     "FrameMemory",
     "Frames",
     "Manifest",
+    "Packed",
     "RandomCrop",
     "RandomResizedCrop",
     "Video",
@@ -22,6 +28,7 @@ __all__ = [
     "batches",
     "collate",
     "read",
+    "read_cuts",
     "read_manifest",
     "scan",
     "write_manifest",

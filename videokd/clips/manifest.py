@@ -1,18 +1,28 @@
-"""Lists of videos: one row per video, whatever the form in which the list was found."""
+"""A list of videos: one row per video, whatever the form in which the list was found."""
 
-import csv
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from videokd.config import nearest
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
-_SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "unlabelled")
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Where a video lies in a packed set."""
+
+    shard: str
+    """Path or URL of its tar file."""
+    shard_bytes: int
+    """Size of the whole shard: a file of another size is not the one that was packed."""
+    format: Literal["mp4", "jpeg", "raw"]
+    offset: int
+    """Of its first byte in the shard."""
+    size: int
+    """Its bytes, from the first to the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +32,38 @@ class Video:
     id: str
     """The path as the list writes it: a stable name, whatever the folder that holds the set."""
     path: Path
+    """The file, or the folder of pictures."""
     label: str | None = None
-    """Class name; None where it is unknown."""
+    """Class name; None where it is unknown, or where there are several."""
+    labels: tuple[str, ...] = ()
+    """Class names, in sets of several a video."""
     split: str | None = None
     group: str | None = None
     """Source of the clip: clips of one group must not be spread over training and test."""
+    frames: int | None = None
+    """How many there are, where the list says so."""
+    error: str | None = None
+    """Why it can't be read, where `videokd data check` found out."""
+    packed: Packed | None = None
+    """Where it lies in a packed set; None for a file of its own."""
     factors: Mapping[str, Any] | None = None
     """What is known of the content, in synthetic sets."""
+    facts: Mapping[str, Any] | None = None
+    """What else the list says, kept as it is: fps, seconds, width, height, rotation, hash..."""
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.path))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its class names."""
+        return self.labels or (() if self.label is None else (self.label,))
+
+    def is_there(self) -> bool:
+        """Whether its file is; a shard at a URL is taken to be."""
+        if self.packed is not None:
+            return is_url(self.packed.shard) or Path(self.packed.shard).is_file()
+        return self.path.exists()
 
 
 @dataclass(frozen=True)
@@ -40,6 +75,11 @@ class Manifest:
     classes: tuple[str, ...]
     has_splits: bool = True
     """False where the list names no splits, and a fifth of its groups (or videos) was made the test split."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether videos may have several classes."""
+        return any(video.labels for video in self.videos)
 
     def split(self, name: str | None) -> "Manifest":
         """The videos of one split, under the same class numbers; all of them where `name` is None.
@@ -70,152 +110,40 @@ class Manifest:
         return replace(self, classes=tuple(classes))
 
 
-def read_manifest(path: str | Path) -> Manifest:
-    """The list at `path`: a .jsonl manifest, a .csv with a header, or a folder with one folder per class.
-
-    Paths inside a list are relative to the folder that holds it. Where a list names no splits, a fifth of the groups,
-    or of the videos where there are no groups, becomes "test" by a hash of its name, and the others "train".
-
-    Raises:
-        ValueError: naming the file and line that is wrong, and what was expected.
-    """
-    path = Path(path)
-    if path.is_dir():
-        videos = tuple(_folder_rows(path))
-    elif not path.exists():
-        raise ValueError(f"no list or folder of videos at {path}")
-    elif path.suffix == ".jsonl":
-        videos = tuple(_jsonl_rows(path))
-    elif path.suffix == ".csv":
-        videos = tuple(_csv_rows(path))
-    else:
-        raise ValueError(f"{path} is not a folder, a .csv or a .jsonl list")
-    if not videos:
-        raise ValueError(f"{path} holds no video")
-    _check_unique(path, videos)
-    _check_groups(path, videos)
-    has_splits = any(video.split is not None for video in videos)
-    if not has_splits:
-        videos = tuple(replace(video, split=_hashed_split(video)) for video in videos)
-    classes = _sorted_classes({video.label for video in videos if video.label is not None})
-    return Manifest(path, videos, classes, has_splits=has_splits)
-
-
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Writes JSON lines that `read_manifest` reads back; paths are made relative to the new file's folder."""
-    lines = []
-    for video in manifest.videos:
-        row: dict[str, Any] = {"path": Path(os.path.relpath(video.path, path.parent)).as_posix()}
-        row |= {"label": video.label, "split": video.split, "group": video.group}
-        if video.factors is not None:
-            row["factors"] = video.factors
-        lines.append(json.dumps(row) + "\n")
+    write_rows([row_of(video, folder=path.parent) for video in manifest.videos], path)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes JSON lines; the file appears whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(lines), encoding="utf-8")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     partial.replace(path)
 
 
-def _folder_rows(root: Path) -> Iterator[Video]:
-    folders = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    splits = [folder.name for folder in folders if folder.name.lower() in _SPLIT_FOLDERS]
-    if splits and len(splits) < len(folders):
-        others = [folder.name for folder in folders if folder.name not in splits]
-        raise ValueError(
-            f"{root} mixes folders of splits ({', '.join(splits)}) with others ({', '.join(others[:5])}): "
-            "is a folder a split or a class?"
-        )
-    found = False
-    for folder in folders:
-        for file in sorted(folder.rglob("*")):
-            if file.suffix.lower() in VIDEO_SUFFIXES:
-                found = True
-                inside = file.relative_to(folder).parts
-                # A video right under a split has no class.
-                label = (inside[0] if len(inside) > 1 else None) if splits else folder.name
-                yield Video(
-                    id=file.relative_to(root).as_posix(), path=file, label=label, split=folder.name if splits else None
-                )
-    if not found:
-        raise ValueError(
-            f"{root} holds no video: expected {root}/CLASS/VIDEO or {root}/SPLIT/CLASS/VIDEO "
-            f"with one of {' '.join(VIDEO_SUFFIXES)}"
-        )
+def row_of(video: Video, *, folder: Path) -> dict[str, Any]:
+    """A video as an object of a manifest that lies in `folder`."""
+    row: dict[str, Any] = {"path": video.id if video.packed else relative(video.path, folder)}
+    row["label"] = list(video.labels) if video.labels else video.label
+    row |= {"split": video.split, "group": video.group}
+    if video.frames is not None:
+        row["frames"] = video.frames
+    row |= video.facts or {}
+    if video.packed is not None:
+        row["packed"] = asdict(video.packed)
+        if not is_url(video.packed.shard):
+            row["packed"]["shard"] = relative(Path(video.packed.shard), folder)
+    if video.factors is not None:
+        row["factors"] = video.factors
+    return row
 
 
-def _csv_rows(path: Path) -> Iterator[Video]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        for needed in ("path", "label"):
-            if needed not in columns:
-                raise ValueError(
-                    f"{path}: line 1 has no column {needed!r} (it has {', '.join(columns) or 'nothing'}); "
-                    "expected path,label[,class][,split][,group]"
-                )
-        for row in reader:
-            if not row["path"] or None in row or None in row.values():
-                raise ValueError(f"{path}: line {reader.line_num} does not have the {len(columns)} columns of line 1")
-            # A `class` column holds the names of the classes that `label` numbers.
-            label = None if _label(row["label"]) is None else _label(row.get("class") or row["label"])
-            yield Video(
-                id=row["path"],
-                path=path.parent / row["path"],
-                label=label,
-                split=row.get("split") or None,
-                group=row.get("group") or None,
-            )
+def relative(path: Path, folder: Path) -> str:
+    """The path as seen from a folder, with forward slashes."""
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def _jsonl_rows(path: Path) -> Iterator[Video]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                name, label = row["path"], row["label"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}: line {number} is not an object with path and label: {error!r}") from error
-            yield Video(
-                id=name,
-                path=path.parent / name,
-                label=_label(label),
-                split=row.get("split"),
-                group=row.get("group"),
-                factors=row.get("factors"),
-            )
-
-
-def _label(written: object) -> str | None:
-    """A class name, or None for what marks an unlabelled clip: nothing, or -1."""
-    text = "" if written is None else str(written).strip()
-    return None if text in ("", "-1") else text
-
-
-def _check_groups(path: Path, videos: tuple[Video, ...]) -> None:
-    splits: dict[str, str] = {}
-    for video in videos:
-        if video.group and video.split and splits.setdefault(video.group, video.split) != video.split:
-            raise ValueError(
-                f"{path}: group {video.group!r} lies in the splits {splits[video.group]!r} and {video.split!r}; "
-                "clips of one source in training and test make a score too good. Keep a group in one split"
-            )
-
-
-def _hashed_split(video: Video) -> str:
-    """ "test" for a fifth of the groups, "train" for the others: the same for ever, whatever else is in the list."""
-    digest = hashlib.blake2b((video.group or video.id).encode(), digest_size=8).digest()
-    return "test" if int.from_bytes(digest) % 5 == 0 else "train"
-
-
-def _check_unique(path: Path, videos: tuple[Video, ...]) -> None:
-    seen: set[str] = set()
-    for video in videos:
-        if video.id in seen:
-            raise ValueError(f"{path} lists {video.id} twice")
-        seen.add(video.id)
-
-
-def _sorted_classes(names: set[str]) -> tuple[str, ...]:
-    # Numbers as numbers, so that class "10" does not come before class "2".
-    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+def is_url(path: str | Path) -> bool:
+    """Whether it names something to be fetched, such as s3://bucket/set/index.jsonl."""
+    return "://" in str(path)

@@ -112,9 +112,7 @@ class Workers(Generic[Task, Result]):
         finished: list[Finished[Task, Result]] = []
         while not finished:
             self._hand_out()
-            readable = [worker.results for worker in self._workers] + [
-                worker.process.sentinel for worker in self._workers
-            ]
+            ends = [end for worker in self._workers for end in (worker.results, worker.process.sentinel)]
             wait(ends, timeout=self._seconds_to_deadline())
             for worker in list(self._workers):
                 # What has arrived comes first: only then is it known which task is overdue, or died with its worker.

@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from videokd.contracts import UNLABELLED, Outputs
+from videokd.contracts import UNLABELLED, Outputs, labelled
 from videokd.losses.loss import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Loss):
-    """Cross-entropy with the hard labels; unlabelled clips do not count."""
+    """Cross-entropy with the labels, of one class or shared by mixed clips; unlabelled clips do not count."""
 
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
@@ -20,13 +20,16 @@ class CrossEntropy(Loss):
     """Share of the target spread evenly over all classes [Szegedy et al. 2016]."""
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
-        """Mean over labelled clips, 0 if there are none."""
+        """Mean over labelled clips, 0 if there are none; of shares (B, K), the cross-entropy with these."""
         assert student.logits is not None
-        logits = student.logits.float()
+        logits, known = student.logits.float(), labelled(label)
+        if label.ndim == 2:
+            each = F.cross_entropy(logits, label.clamp(min=0), label_smoothing=self.label_smoothing, reduction="none")
+            return (each * known).sum() / known.sum().clamp(min=1)
         total = F.cross_entropy(
             logits, label, ignore_index=UNLABELLED, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        return total / (label != UNLABELLED).sum().clamp(min=1)
+        return total / known.sum().clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True)

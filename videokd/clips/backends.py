@@ -1,0 +1,209 @@
+"""Who reads a video: the exact planned reader unless another is named, and one for frames kept as pictures."""
+
+import importlib
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from videokd.clips import reading
+from videokd.clips.manifest import Video
+from videokd.clips.pictures import Cut, cut_out
+from videokd.clips.reading import Frames, VideoError, VideoIndex
+
+Backend = Literal["pyav", "decord", "torchcodec"]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES_PER_SECOND = 25
+"""Pictures in a folder do not say when they were taken: what most frames of published sets were extracted at."""
+
+
+class Reader(Protocol):
+    """Reads one kind of video."""
+
+    def scan(self, video: Video) -> VideoIndex:
+        """Which frames there are, and when. Raises a `VideoError` for a video that can't be read."""
+
+    def read(self, video: Video, cuts: Sequence[Cut], *, index: VideoIndex) -> list[Frames]:
+        """The clips, from one walk through the video. Raises a `VideoError` for a video that can't be read."""
+
+
+def reader_of(video: Video, backend: Backend = "pyav") -> Reader:
+    """What reads this video; `backend` is for video files alone.
+
+    Raises:
+        ValueError: for a backend that can't be imported here.
+    """
+    if video.path.is_dir():
+        return ImageFolderReader()
+    if backend == "pyav":
+        return PlannedReader()
+    require(backend)
+    return DecordReader() if backend == "decord" else TorchCodecReader()
+
+
+class PlannedReader:
+    """PyAV under a plan of our own (`videokd.clips.reading`): exact for every container, and the default."""
+
+    def scan(self, video: Video) -> VideoIndex:
+        """The frames that decoding shows."""
+        return reading.scan(video.path)
+
+    def read(self, video: Video, cuts: Sequence[Cut], *, index: VideoIndex) -> list[Frames]:
+        """Crops and resizes in swscale, on the way from the decoder."""
+        return reading.read_cuts(video.path, cuts, index=index)
+
+
+class _WholeFrameReader(PlannedReader):
+    """A library that hands out whole frames by number; they are cut here."""
+
+    def read(self, video: Video, cuts: Sequence[Cut], *, index: VideoIndex) -> list[Frames]:
+        """Frames as the library finds them: not always those that sequential decoding shows."""
+        numbers = sorted({number for cut in cuts for number in cut.numbers})
+        try:
+            frames = self._frames(video.path, numbers, index)
+        except (RuntimeError, IndexError, ValueError, OSError) as error:  # decord's and torchcodec's own
+            said = str(error).strip().splitlines()
+            raise VideoError(
+                video.path, f"{type(self).name} cannot read it ({said[0] if said else 'no reason'})"
+            ) from error
+        return cuts_of(frames, cuts, numbers=numbers, times=index.times)
+
+    name: str
+
+    def _frames(self, path: Path, numbers: list[int], index: VideoIndex) -> Tensor:  # uint8 (T, 3, H, W)
+        raise NotImplementedError
+
+
+class DecordReader(_WholeFrameReader):
+    """decord: wrong frames of MPEG-TS, edit lists and AVI with B-frames; it can hang, so give it workers."""
+
+    name = "decord"
+
+    def _frames(self, path: Path, numbers: list[int], index: VideoIndex) -> Tensor:
+        decord = require("decord")
+        video = decord.VideoReader(str(path), num_threads=1)
+        _same_count(path, "decord", len(video), index)
+        return torch.from_numpy(video.get_batch(numbers).asnumpy()).permute(0, 3, 1, 2)
+
+
+class TorchCodecReader(_WholeFrameReader):
+    """torchcodec in its exact mode, which is not exact for MPEG-TS and AVI with B-frames."""
+
+    name = "torchcodec"
+
+    def _frames(self, path: Path, numbers: list[int], index: VideoIndex) -> Tensor:
+        decoders = require("torchcodec").decoders
+        video = decoders.VideoDecoder(str(path), seek_mode="exact", num_ffmpeg_threads=1)
+        _same_count(path, "torchcodec", len(video), index)
+        frames: Tensor = video.get_frames_at(numbers).data
+        # Whether it applies rotation differs between versions.
+        upright = frames.shape[-2:] == (index.height, index.width)
+        return frames if upright else torch.rot90(frames, index.rotation // 90, dims=(2, 3))
+
+
+class ImageFolderReader:
+    """A video as a folder of pictures in the order of the numbers in their names (`img_00001.jpg`, ...)."""
+
+    def scan(self, video: Video) -> VideoIndex:
+        """As many frames as the list says; a picture too few is an error, more are left out."""
+        files = _images(video.path)
+        listed = len(files) if video.frames is None else video.frames
+        if not files:
+            raise VideoError(video.path, f"the folder holds no pictures ({', '.join(IMAGE_SUFFIXES)})", "no frames")
+        if listed > len(files):
+            raise VideoError(video.path, f"the list says {listed} frames, the folder holds {len(files)}", "broken")
+        first = _picture(video.path, files[0])
+        number = np.arange(listed)
+        return VideoIndex(
+            pts=number,
+            packets=number,
+            key_pts=number,
+            key_packets=number,
+            last_ticks=1,
+            time_base=Fraction(1, IMAGES_PER_SECOND),
+            height=first.shape[1],
+            width=first.shape[2],
+            rotation=0,
+            access="count",
+        )
+
+    def read(self, video: Video, cuts: Sequence[Cut], *, index: VideoIndex) -> list[Frames]:
+        """Decodes the pictures that are asked for."""
+        files = _images(video.path)
+        numbers = sorted({number for cut in cuts for number in cut.numbers})
+        pictures = [_picture(video.path, files[number]) for number in numbers]
+        for number, picture in zip(numbers, pictures):
+            if picture.shape[1:] != (index.height, index.width):
+                size = f"{picture.shape[1]}x{picture.shape[2]}, not {index.height}x{index.width}"
+                raise VideoError(video.path, f"{files[number]} is {size} as the first one", "broken")
+        empty = torch.empty((0, 3, index.height, index.width), dtype=torch.uint8)
+        return cuts_of(torch.stack(pictures) if pictures else empty, cuts, numbers=numbers, times=index.times)
+
+
+def cuts_of(frames: Tensor, cuts: Sequence[Cut], *, numbers: Sequence[int], times: NDArray[np.float64]) -> list[Frames]:
+    """The clips out of whole frames: uint8 (T, 3, H, W), those with `numbers`, in rising order."""
+    found = []
+    for cut in cuts:
+        wanted = np.asarray(cut.numbers, dtype=np.int64)
+        places = torch.from_numpy(np.searchsorted(np.asarray(numbers), wanted))
+        found.append(Frames(cut_out(frames[places], cut), torch.from_numpy(times[wanted])))
+    return found
+
+
+def require(backend: Backend) -> ModuleType:
+    """The backend's module.
+
+    Raises:
+        ValueError: if it can't be imported, with the reason and what to install.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"no reader {backend!r}; there are {', '.join(get_args(Backend))}")
+    try:
+        if backend == "torchcodec":
+            importlib.import_module("torchcodec.decoders")
+        return importlib.import_module("av" if backend == "pyav" else backend)
+    except (ImportError, OSError, RuntimeError) as error:
+        install = {
+            "torchcodec": "pip install 'videokd[torchcodec]', and FFmpeg's libraries from your system's packages",
+            "decord": "pip install decord2, where there is a wheel for it",
+        }
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{backend} can't be used here ({reason}); {install.get(backend, 'pip install av')}"
+        ) from error
+
+
+def _same_count(path: Path, name: str, counted: int, index: VideoIndex) -> None:
+    if counted != index.num_frames:
+        raise VideoError(path, f"{name} counts {counted} frames where decoding shows {index.num_frames}", "broken")
+
+
+@lru_cache(maxsize=1024)
+def _images(folder: Path) -> list[str]:
+    """Names of the pictures, in the order of their numbers: 2 before 10."""
+    try:
+        found = [child.name for child in folder.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES]
+    except OSError as error:
+        raise VideoError(folder, f"the folder can't be listed ({error.strerror})", "missing") from error
+
+    def by_number(name: str) -> list[Any]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    return sorted(found, key=by_number)
+
+
+def _picture(folder: Path, name: str) -> Tensor:  # uint8 (3, H, W)
+    try:
+        picture: Tensor = decode_image(str(folder / name), mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    except RuntimeError as error:
+        raise VideoError(folder, f"{name} is no picture that can be decoded", "broken") from error
+    return picture

@@ -1,0 +1,342 @@
+"""The clips of a list, decoded once and cut into a view for every party."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from videokd.clips import sampling, views
+from videokd.clips.backends import Backend, reader_of, require
+from videokd.clips.manifest import Manifest, Video
+from videokd.clips.pictures import Box, Cut, cut_out, resized
+from videokd.clips.reading import Frames, VideoError, VideoIndex
+from videokd.clips.table import FrameTable
+from videokd.contracts import UNLABELLED, InputSpec
+
+
+class PartyView(TypedDict):
+    """What one party sees of a clip."""
+
+    frames: Tensor  # uint8 (T, 3, size, size)
+    times: Tensor  # float32 (T,), seconds
+
+
+class Sample(TypedDict):
+    """One clip, as the data set hands it out."""
+
+    clips: dict[str, PartyView]
+    label: int | Tensor  # class number or UNLABELLED; in sets of several labels a clip, float32 (K,)
+    id: str
+    view: int
+
+
+class ClipDataset(Dataset[Sample]):
+    """The clips of a list, one view for every party.
+
+    A view is a function of (seed, clip id, view number) alone: workers, ranks and resumed runs agree on it.
+    `dataset[i]` is view 0 of clip i, `dataset[i, v]` its view v.
+
+    Args:
+        manifest: which videos, under which class numbers.
+        specs: party name -> what it wants to see.
+        augment: how training views vary; None for the test views of `grid`.
+        grid: test views in time and space; the centred one alone by default.
+        seed: of the views.
+        memory: where decoded videos are kept, for sets of short clips that are read many times; None reads the files.
+        backend: who decodes video files.
+
+    Raises:
+        ValueError: for a backend that can't be used here.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        specs: Mapping[str, InputSpec],
+        *,
+        augment: views.Augment | None = None,
+        grid: views.ViewGrid | None = None,
+        seed: int = 0,
+        memory: "FrameMemory | None" = None,
+        backend: Backend = "pyav",
+    ) -> None:
+        require(backend)
+        self.videos = manifest.videos
+        self.classes = manifest.classes
+        self.multi_label = manifest.multi_label
+        self.specs = dict(specs)
+        self.augment = augment
+        self.grid = grid or views.ViewGrid()
+        self.seed = seed
+        self.backend: Backend = backend
+        self.memory = memory
+        self.short_side = max(spec.short_side for spec in specs.values())
+        # The first party is the student: its crop fraction places the box for all, so that all see the same place.
+        self.crop_fraction = next(iter(specs.values())).crop_fraction
+        self._class_numbers = {name: number for number, name in enumerate(manifest.classes)}
+        self._flipped = views.flipped_classes(manifest.classes)
+        self._table = FrameTable.beside(manifest.source)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Raises a `VideoError` for a video that can't be read."""
+        index, view_number = key if isinstance(key, tuple) else (key, 0)
+        return self.clips(index, [view_number])[0]
+
+    def label(self, index: int) -> int:
+        """The class number of a clip, or UNLABELLED; of a clip of several labels, the first one's."""
+        video = self.videos[index]
+        name = video.labels[0] if video.labels else video.label
+        return UNLABELLED if name is None else self._class_numbers[name]
+
+    def clips(self, index: int, view_numbers: Sequence[int]) -> list[Sample]:
+        """Several views of one clip, from one walk through its video.
+
+        Raises:
+            VideoError: for a video that can't be read.
+        """
+        video = self.videos[index]
+        decoded = self._decoded(video)
+        looks = [self._look(index, number, decoded) for number in view_numbers]
+        wanted = [
+            _Wanted(numbers, look.placement.box, self.specs[party].size)
+            for look in looks
+            for party, numbers in look.numbers.items()
+        ]
+        found = iter(decoded.cut(wanted))
+        samples: list[Sample] = []
+        for look, number in zip(looks, view_numbers):
+            clips: dict[str, PartyView] = {}
+            for party in look.numbers:
+                seen = next(found)
+                pictures = seen.frames.flip(-1) if look.placement.flipped else seen.frames
+                if self.augment is not None and look.appearance_seed is not None:
+                    pictures = views.appearance(pictures, self.augment, seed=look.appearance_seed)
+                clips[party] = {"frames": pictures, "times": seen.times.float()}
+            samples.append({"clips": clips, "label": look.label, "id": video.id, "view": number})
+        return samples
+
+    def substitute(self, index: int, view_number: int, attempt: int) -> int | None:
+        """Which clip stands in for one that can't be read: another of its class, the same whenever it is asked."""
+        alike = self._alike[self.label(index)]
+        others = alike[alike != index]
+        if not len(others):
+            return None
+        rng = view_generator(self.seed, f"substitute {attempt} for {self.videos[index].id}", view_number)
+        return int(rng.choice(others))
+
+    def _look(self, index: int, view_number: int, decoded: "_Decoded") -> "_Look":
+        video, (height, width) = self.videos[index], decoded.nominal
+        if self.augment is None:
+            numbers = sampling.joint_frames(
+                decoded.times, self.specs, rng=None, position=self.grid.position(view_number)
+            )
+            placement = self.grid.placement(view_number, height=height, width=width, crop_fraction=self.crop_fraction)
+            return _Look(numbers, placement, self._target(video, flipped=False), None)
+        rng = view_generator(self.seed, video.id, view_number)
+        numbers = sampling.joint_frames(decoded.times, self.specs, rng=rng)
+        placement = views.drawn(
+            self.augment,
+            height=height,
+            width=width,
+            crop_fraction=self.crop_fraction,
+            rng=rng,
+            may_flip=self._may_flip(video),
+        )
+        seed = int(rng.integers(2**62)) if self.augment.changes_appearance else None
+        return _Look(numbers, placement, self._target(video, flipped=placement.flipped), seed)
+
+    def _decoded(self, video: Video) -> "_Decoded":
+        if self.memory is not None:
+            held = self.memory.read(video, short_side=self.short_side, table=self._table)
+            return _InMemory(held)
+        index = video_index(video, self._table)
+        return _InFile(video, index, self.backend, short_side=self.short_side)
+
+    def _names(self, video: Video) -> tuple[str, ...]:
+        return video.labels or (() if video.label is None else (video.label,))
+
+    def _may_flip(self, video: Video) -> bool:
+        return all(self._flipped[self._class_numbers[name]] is not None for name in self._names(video))
+
+    def _target(self, video: Video, *, flipped: bool) -> int | Tensor:
+        numbers = [self._class_numbers[name] for name in self._names(video)]
+        if flipped:
+            numbers = [mirrored for number in numbers if (mirrored := self._flipped[number]) is not None]
+        if not self.multi_label:
+            return numbers[0] if numbers else UNLABELLED
+        target = torch.full((len(self.classes),), 0.0 if numbers else float(UNLABELLED))
+        target[numbers] = 1.0
+        return target
+
+    @cached_property
+    def _alike(self) -> dict[int, NDArray[np.int64]]:
+        """The clips of each class."""
+        labels = np.array([self.label(index) for index in range(len(self))])
+        return {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+
+
+class FrameMemory:
+    """Decoded videos, each held whole; data sets that read the same files can share one."""
+
+    def __init__(self) -> None:
+        self._videos: dict[tuple[Path, str, int], Frames | VideoError] = {}
+
+    def read(self, video: Video, *, short_side: int, table: FrameTable | None = None) -> Frames:
+        """All frames of a video; decoded at the first call. Raises its `VideoError` at every call."""
+        key = (video.path, video.id, short_side)
+        if key not in self._videos:
+            try:
+                index = video_index(video, table)
+                side = min(short_side, index.height, index.width)
+                (held,) = reader_of(video).read(video, [Cut(range(index.num_frames), size=side)], index=index)
+                self._videos[key] = held
+            except VideoError as error:
+                self._videos[key] = error
+        found = self._videos[key]
+        if isinstance(found, VideoError):
+            # A new one each time: a raised exception keeps the frames of its traceback alive.
+            raise VideoError(found.path, found.reason, found.fault)
+        return found
+
+    def fill(self, dataset: ClipDataset, *, threads: int = 2) -> Iterator[None]:
+        """Decodes what `dataset` will read, some files at a time, yielding as they come."""
+
+        def hold(video: Video) -> None:
+            # A broken video is raised, or counted, where its clip is asked for.
+            with contextlib.suppress(VideoError):
+                self.read(video, short_side=dataset.short_side)
+
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(hold, dataset.videos)
+
+
+def video_index(video: Video, table: FrameTable | None) -> VideoIndex:
+    """Where a video's frames are: from the table if it knows this very file, else from a scan, made once a process.
+
+    Raises:
+        VideoError: for a video that can't be read.
+    """
+    if table is not None and (num_bytes := _num_bytes(video)) is not None:
+        known = table.index(video.id, num_bytes=num_bytes)
+        if known is not None:
+            return known
+    return _scan(video)
+
+
+def view_generator(seed: int, clip_id: str, view_number: int) -> np.random.Generator:
+    """The randomness of one view."""
+    # A counter-based generator keyed by a hash: no state to warm up, and no two views share a stream.
+    key = hashlib.blake2b(f"{seed}/{view_number}/{clip_id}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one view shows."""
+
+    numbers: dict[str, NDArray[np.int64]]  # party -> frame numbers (T,)
+    placement: views.Placement  # in the nominal frame
+    label: int | Tensor
+    appearance_seed: int | None
+
+
+class _Wanted(NamedTuple):
+    """What one party sees of a view."""
+
+    numbers: NDArray[np.int64]  # (T,)
+    box: Box  # in the nominal frame
+    size: int
+
+
+class _Decoded(Protocol):
+    """A video as its views are placed in it: by seconds, and in pixels of a nominal frame.
+
+    The nominal frame is the same whether frames are kept in memory or cut out of the file, so that a view is too.
+    """
+
+    nominal: tuple[int, int]  # (height, width)
+    times: NDArray[np.float64]  # (N,), seconds
+
+    def cut(self, wanted: Sequence[_Wanted]) -> list[Frames]:
+        """The pictures of each, square."""
+
+
+class _InFile:
+    """A video whose frames are decoded when they are wanted, and cut on the way."""
+
+    def __init__(self, video: Video, index: VideoIndex, backend: Backend, *, short_side: int) -> None:
+        self._video, self._index, self._backend = video, index, backend
+        # A small video is enlarged once, after its crop, and not twice.
+        self.nominal = resized((index.height, index.width), min(short_side, index.height, index.width))
+        self.times = index.times
+
+    def cut(self, wanted: Sequence[_Wanted]) -> list[Frames]:
+        reader = reader_of(self._video, self._backend)
+        stored = (self._index.height, self._index.width)
+        cuts = [
+            Cut(numbers.tolist(), _scaled(box, self.nominal, stored), (size, size)) for numbers, box, size in wanted
+        ]
+        return reader.read(self._video, cuts, index=self._index)
+
+
+class _InMemory:
+    """A video whose frames are all there, already of the nominal size."""
+
+    def __init__(self, held: Frames) -> None:
+        self._held = held
+        self.nominal = (held.frames.shape[-2], held.frames.shape[-1])
+        self.times = held.times.numpy()
+
+    def cut(self, wanted: Sequence[_Wanted]) -> list[Frames]:
+        frames, times = self._held.frames, self._held.times
+        found = []
+        for numbers, box, size in wanted:
+            places = _places(numbers)
+            found.append(Frames(cut_out(frames[places], Cut((), box, (size, size))), times[places]))
+        return found
+
+
+def _scaled(box: Box, nominal: tuple[int, int], stored: tuple[int, int]) -> Box:
+    """A box of the nominal frame in the pixels of the stored one."""
+
+    def span(start: int, length: int, side: int, target: int) -> tuple[int, int]:
+        first = round(start * target / side)
+        return first, max(1, min(round(length * target / side), target - first))
+
+    top, height = span(box.top, box.height, nominal[0], stored[0])
+    left, width = span(box.left, box.width, nominal[1], stored[1])
+    return Box(top, left, height, width)
+
+
+def _places(numbers: NDArray[np.int64]) -> slice | Tensor:
+    """Evenly spaced places as a slice, which copies no frame; others as they are."""
+    step = int(numbers[1] - numbers[0]) if len(numbers) > 1 else 1
+    if step > 0 and (np.diff(numbers) == step).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
+    return torch.from_numpy(numbers)
+
+
+def _num_bytes(video: Video) -> int | None:
+    """Size of a video's file; None where it is no file."""
+    try:
+        return video.path.stat().st_size if video.path.is_file() else None
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=16384)
+def _scan(video: Video) -> VideoIndex:
+    return reader_of(video).scan(video)

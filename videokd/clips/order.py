@@ -1,0 +1,175 @@
+"""Which clips make up each batch: arithmetic on the step's number, so that a resumed run and every rank agree."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from videokd.contracts import UNLABELLED
+
+ClipView = tuple[int, int]
+"""A clip's place in the list, and the number of its view."""
+
+
+class Order(Protocol):
+    """Batches, in blocks within which the views of one video are decoded together."""
+
+    def blocks(self) -> Iterator[list[list[ClipView]]]:
+        """Lists of batches; put one after the other they are the order."""
+
+
+class BatchOrder(Sampler[list[ClipView]]):
+    """Which (clip, view) make up the batch of each step: a function of (seed, step) alone.
+
+    Labelled and unlabelled clips come from two endless streams, each reshuffled at every pass; the number of the
+    pass is the number of the view, modulo `views` where that is given. A step uses up `batch_size` places of the
+    labelled stream, however many of them unlabelled clips take: so the labelled clips of a mixed batch are the first
+    ones of the batch that a run without unlabelled clips has at that step.
+
+    With `repeats` a video is opened once for so many of its views, which are shuffled over the batches of a block
+    [repeated augmentation, Hoffer et al. 2020]: with repeats=2 and spread=3
+
+        batches    0      1      2    |  3      4      5    |  6 ...
+        videos   a b c  d e f  g h i  | f a h  c i e  b g d |  another nine videos
+
+    Args:
+        labels: (clips,) class numbers, UNLABELLED where unknown.
+        batch_size: clips a step, over all ranks.
+        unlabelled_per_batch: how many of them have no label.
+        seed: of the order.
+        steps: first step and step after the last.
+        views: how many different views of a clip there are; None for no end of them.
+        repeats: views of a video that are decoded together.
+        spread: batches that the videos of a block fill; with one rank or spread=1, batches are the same for any
+            number of ranks.
+        rank: which part of each batch to name.
+        world_size: how many parts there are; they are equal, and together the batch.
+
+    Raises:
+        ValueError: if the list has too few clips of a kind that a batch needs, or a batch can't be parted equally.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        *,
+        batch_size: int,
+        unlabelled_per_batch: int = 0,
+        seed: int,
+        steps: range,
+        views: int | None = None,
+        repeats: int = 1,
+        spread: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not 0 <= unlabelled_per_batch <= batch_size or batch_size < 1:
+            raise ValueError(f"a batch of {batch_size} clips can't hold {unlabelled_per_batch} unlabelled ones")
+        if repeats < 1 or spread < 1:
+            raise ValueError(f"repeats and spread are at least 1, got {repeats} and {spread}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
+        kinds = np.asarray(labels) == UNLABELLED
+        labelled, unlabelled = np.flatnonzero(~kinds), np.flatnonzero(kinds)
+        self.steps = steps
+        self.views = views
+        self.repeats = repeats
+        self.spread = spread if repeats > 1 else 1  # without repeats there is nothing to spread
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._streams = []
+        wanted = {"labelled": (labelled, batch_size - unlabelled_per_batch, batch_size)}
+        wanted["unlabelled"] = (unlabelled, unlabelled_per_batch, unlabelled_per_batch)
+        for number, (kind, (clips, per_batch, pace)) in enumerate(wanted.items()):
+            if per_batch and not len(clips):
+                raise ValueError(f"a batch needs {per_batch} {kind} clips, and the list has none")
+            if per_batch % world_size:
+                raise ValueError(f"{per_batch} {kind} clips a batch can't be parted equally over {world_size} ranks")
+            if per_batch:
+                self._streams.append((_Stream(clips, seed=(seed, number)), per_batch, pace))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[ClipView]]:
+        for step in self.steps:
+            yield self.batch(step)
+
+    def blocks(self) -> Iterator[list[list[ClipView]]]:
+        """The batches of `steps`, those that share videos together."""
+        length = self.spread * self.repeats
+        for first in range(self.steps.start - self.steps.start % length, self.steps.stop, length):
+            yield [self.batch(step) for step in range(first, first + length) if step in self.steps]
+
+    def batch(self, step: int) -> list[ClipView]:
+        """The (clip, view number) pairs of one step."""
+        block, place = divmod(step, self.spread * self.repeats)
+        turn, column = divmod(place, self.spread)
+        chosen: list[ClipView] = []
+        for number, (stream, per_batch, pace) in enumerate(self._streams):
+            first = block * self.spread * pace
+            positions = [
+                first + row * pace + offset
+                for row in range(self.spread)
+                for offset in range(self._rank, per_batch, self._world_size)
+            ]
+            if turn:  # the first view of each video comes in the stream's own order
+                rng = np.random.default_rng([self._seed, number, block, turn, self._rank])
+                positions = rng.permutation(positions).tolist()
+            share = len(positions) // self.spread
+            for position in positions[column * share : (column + 1) * share]:
+                clip, visit = stream.at(position)
+                view = visit * self.repeats + turn
+                chosen.append((clip, view if self.views is None else view % self.views))
+        return chosen
+
+
+class _Stream:
+    """Endless passes over `items`, each in an order of its own."""
+
+    def __init__(self, items: NDArray[np.int64], *, seed: tuple[int, int]) -> None:
+        self.items = items
+        self.seed = seed
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(item, number of the pass) at a position counted from the very start."""
+        number, place = divmod(position, len(self.items))
+        return int(self.order(number)[place]), number
+
+    def _order(self, number: int) -> NDArray[np.int64]:
+        return np.random.default_rng([*self.seed, number]).permutation(self.items)
+
+
+@dataclass(frozen=True)
+class EveryClip(Sampler[list[ClipView]]):
+    """Every view of every clip of a list, once over all ranks, in the list's order."""
+
+    num_clips: int
+    batch_size: int
+    views: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    def __len__(self) -> int:
+        clips = len(range(self.rank, self.num_clips, self.world_size))
+        return -(-clips * self.views // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[ClipView]]:
+        batch: list[ClipView] = []
+        for clip in range(self.rank, self.num_clips, self.world_size):
+            for view in range(self.views):
+                batch.append((clip, view))
+                if len(batch) == self.batch_size:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    def blocks(self) -> Iterator[list[list[ClipView]]]:
+        """Each batch by itself."""
+        for batch in self:
+            yield [batch]
