@@ -1,4 +1,9 @@
+import ctypes
+import os
+import signal
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,14 +11,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from videokd.clips import dataset as videos
+from videokd.clips.backends import PlannedReader
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.clips.lists import read_manifest
-from videokd.clips.loader import batches, leave_out_bad
+from videokd.clips.loader import batches, collate, leave_out_bad
 from videokd.clips.manifest import Manifest
 from videokd.clips.order import BatchOrder, EveryClip
-from videokd.clips.reading import VideoError
-from videokd.clips.views import Augment, RandomResizedCrop
-from videokd.contracts import UNLABELLED, Dense, InputSpec
+from videokd.clips.reading import VideoError, scan
+from videokd.clips.table import row_of, table_path, write_table
+from videokd.clips.views import Augment, RandomResizedCrop, ViewGrid
+from videokd.contracts import UNLABELLED, Dense, InputSpec, labelled
 
 STUDENT = InputSpec(frames=8, size=32, sampling=Dense(stride=2), crop_fraction=32 / 36)
 TEACHER = InputSpec(frames=16, size=48, sampling=Dense(stride=1), crop_fraction=48 / 54)
@@ -194,3 +202,261 @@ def _label(manifest: Path, index: int) -> str:
     label = read_manifest(manifest).split("train").videos[index].label
     assert label is not None
     return label
+
+
+def views_of(order: BatchOrder) -> list[tuple[int, int]]:
+    return [pair for batch in order for pair in batch]
+
+
+@pytest.mark.parametrize(("repeats", "spread"), [(2, 1), (2, 3), (3, 4)])
+def test_repeated_views_come_once_each_and_within_their_block(repeats: int, spread: int) -> None:
+    steps = repeats * 24
+    order = BatchOrder([0] * 48, batch_size=4, seed=1, steps=range(steps), repeats=repeats, spread=spread)
+    blocks = list(order.blocks())
+    assert [batch for block in blocks for batch in block] == list(order)
+    for block in blocks:
+        assert len(block) == repeats * spread
+        seen = Counter(clip for batch in block for clip, _ in batch)
+        assert len(seen) == 4 * spread
+        assert set(seen.values()) == {repeats}
+    # A pass over the list uses up `repeats` views of every clip.
+    passes = steps * 4 // (48 * repeats)
+    assert Counter(views_of(order)) == Counter((c, v) for c in range(48) for v in range(passes * repeats))
+    resumed = BatchOrder([0] * 48, batch_size=4, seed=1, steps=range(5, steps), repeats=repeats, spread=spread)
+    assert [batch for block in resumed.blocks() for batch in block] == list(order)[5:]
+
+
+@pytest.mark.parametrize("spread", [1, 3])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_ranks_share_each_step_without_repetition_or_loss(repeats: int, spread: int) -> None:
+    labels = [0] * 20 + [UNLABELLED] * 8
+    options = {"batch_size": 8, "unlabelled_per_batch": 4, "seed": 0, "steps": range(30)}
+    repetition = {"repeats": repeats, "spread": spread}
+    whole = BatchOrder(labels, **options, **repetition)  # type: ignore[arg-type]
+    ranks = [BatchOrder(labels, **options, **repetition, rank=rank, world_size=2) for rank in range(2)]  # type: ignore[arg-type]
+    shared = [sorted([*ranks[0].batch(step), *ranks[1].batch(step)]) for step in range(30)]
+    if repeats == 1 or spread == 1:
+        assert shared == [sorted(whole.batch(step)) for step in range(30)]
+    assert sorted(pair for step in shared for pair in step) == sorted(views_of(whole))
+    assert all(len(rank.batch(step)) == 4 for rank in ranks for step in range(30))
+
+
+def test_ranks_share_a_list_without_repetition_or_loss() -> None:
+    parts = [list(EveryClip(11, 3, views=2, rank=rank, world_size=3)) for rank in range(3)]
+    assert sorted(pair for part in parts for batch in part for pair in batch) == [
+        (c, v) for c in range(11) for v in (0, 1)
+    ]
+    assert [len(EveryClip(11, 3, views=2, rank=rank, world_size=3)) for rank in range(3)] == [
+        len(part) for part in parts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"world_size": 3}, "parted equally over 3"), ({"rank": 2, "world_size": 2}, "rank"), ({"repeats": 0}, "repeats")],
+)
+def test_an_impossible_order_is_refused(wrong: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchOrder([0] * 4, batch_size=4, seed=0, steps=range(2), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeated_views_open_their_video_once(drawn_set: Path, workers: int, tmp_path: Path) -> None:
+    clips = dataset(drawn_set, augment=Augment())
+    opened = tmp_path / "opened"
+    open_it = clips.clips
+
+    def counted(index: int, views: tuple[int, ...]) -> object:
+        with opened.open("a") as file:
+            file.write(f"{index}\n")
+        return open_it(index, views)
+
+    clips.clips = counted  # type: ignore[assignment, method-assign]
+    order = BatchOrder(list(range(24)), batch_size=6, seed=0, steps=range(16), repeats=4, spread=4)
+    found = list(batches(clips, order, workers=workers))
+    assert [list(zip(batch.id, batch.view.tolist())) for batch in found] == [
+        [(clips.videos[clip].id, view) for clip, view in batch] for batch in order
+    ]
+    assert Counter(opened.read_text().split()) == Counter(map(str, range(24)))
+    single = dataset(drawn_set, augment=Augment())
+    (clip, view) = order.batch(9)[2]
+    assert torch.equal(found[9].clips["student"].frames[2], single[clip, view]["clips"]["student"]["frames"])
+
+
+@pytest.fixture
+def troubled(drawn_set: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClipDataset:
+    """Clip 3 hangs its decoder with the GIL held, clip 5 kills its worker, and clip 7 kills its first worker only."""
+    clips = dataset(drawn_set)
+    read = clips.clips
+
+    def dangerous(index: int, views: tuple[int, ...]) -> object:
+        if index == 3:
+            ctypes.PyDLL(None).sleep(1000)
+        once = tmp_path / "killed"
+        if index == 5 or (index == 7 and not once.exists()):
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(index, views)
+
+    clips.clips = dangerous  # type: ignore[assignment, method-assign]
+    return clips
+
+
+def test_videos_that_hang_or_crash_their_decoder_are_named_and_the_rest_is_delivered_once(
+    troubled: ClipDataset,
+) -> None:
+    order = [*EveryClip(24, 4), *EveryClip(24, 4)]  # two epochs: what hung is not tried again
+    twice = GivenOrder(order)
+    started = time.monotonic()
+    found = list(batches(troubled, twice, workers=2, on_bad_video="skip", time_limit=1.0))
+    assert time.monotonic() - started < 60
+    ids = [clip.id for clip in troubled.videos]
+    for epoch in (found[:6], found[6:]):
+        assert [name for batch in epoch for name in batch.id] == [ids[n] for n in range(24) if n not in (3, 5)]
+        reasons = [reason for batch in epoch for reason in batch.skipped]
+        assert len(reasons) == 2
+        assert ids[3] in reasons[0]
+        assert "longer than 1 s" in reasons[0]
+        assert ids[5] in reasons[1]
+        assert "SIGKILL" in reasons[1]
+
+
+def test_a_video_that_hangs_stops_a_run_that_wants_none(troubled: ClipDataset) -> None:
+    with pytest.raises(ValueError, match=r"longer than 1 s.*--on-bad-video skip"):
+        list(batches(troubled, EveryClip(24, 4), workers=2, time_limit=1.0))
+
+
+class GivenOrder:
+    """Batches as an order, each a block of its own."""
+
+    def __init__(self, batches: list[list[tuple[int, int]]]) -> None:
+        self._batches = batches
+
+    def blocks(self) -> Iterator[list[list[tuple[int, int]]]]:
+        return ([batch] for batch in self._batches)
+
+
+def test_a_worker_killed_in_the_middle_of_an_epoch_loses_nothing(drawn_set: Path) -> None:
+    clips = dataset(drawn_set, augment=Augment())
+    order = BatchOrder(list(range(24)), batch_size=4, seed=0, steps=range(18))
+    expected = list(batches(clips, order))
+    found = []
+    for number, batch in enumerate(batches(clips, order, workers=2)):
+        found.append(batch)
+        if number in (2, 8):
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            os.kill(int(children[number % 2]), signal.SIGKILL)
+    for one, other in zip(expected, found, strict=True):
+        assert one.id == other.id
+        assert torch.equal(one.clips["teacher"].frames, other.clips["teacher"].frames)
+        assert other.skipped == ()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_substitute_is_of_the_class_and_the_same_whenever_asked(
+    broken: Manifest, drawn_set: Path, workers: int
+) -> None:
+    bad = broken.videos[2]
+    others = [video for video in read_manifest(drawn_set).split("train").videos[4:] if video.label == bad.label]
+    manifest = replace(broken, videos=(*broken.videos, *others))
+    clips = ClipDataset(manifest, SPECS)
+    order = BatchOrder([0, 0, 0, 0], batch_size=4, seed=0, steps=range(3))
+    runs = [list(batches(clips, order, workers=workers, on_bad_video="substitute")) for _ in range(2)]
+    for batch, again in zip(*runs, strict=True):
+        assert batch.id == again.id
+        assert len(batch.id) == 4
+        assert bad.id not in batch.id
+        (reason,) = batch.skipped
+        assert any(f"{name} stood in" in reason for name in batch.id)
+        labels = {video.id: video.label for video in manifest.videos}
+        wanted = Counter(labels[manifest.videos[clip].id] for clip in range(4))
+        assert Counter(labels[name] for name in batch.id) == wanted
+
+
+def test_a_class_without_another_clip_has_no_substitute(broken: Manifest) -> None:
+    only = replace(broken, videos=broken.videos[1:3])
+    assert only.videos[0].label != only.videos[1].label
+    (batch,) = batches(ClipDataset(only, SPECS), EveryClip(2, 2), on_bad_video="substitute")
+    assert len(batch.id) == 1
+    assert "stood in" not in batch.skipped[0]
+
+
+def test_a_video_found_broken_before_is_not_opened(broken: Manifest) -> None:
+    marked = replace(
+        broken, videos=(replace(broken.videos[0], error="decoding fails after 3 frames"), *broken.videos[1:])
+    )
+    with pytest.raises(ValueError, match=r"1 of 4 videos are missing or broken: .*decoding fails after 3 frames"):
+        leave_out_bad(marked, on_bad_video="error")
+    left, reasons = leave_out_bad(marked, on_bad_video="substitute")
+    assert left.videos == broken.videos[1:]
+    assert "decoding fails after 3 frames" in reasons[0]
+
+
+def test_frames_lie_channels_last_and_batches_are_copies(drawn_set: Path) -> None:
+    found = list(batches(dataset(drawn_set), EveryClip(24, 4), workers=1))
+    frames = found[0].clips["student"].frames
+    assert frames.permute(0, 1, 3, 4, 2).is_contiguous()
+    single = dataset(drawn_set)[0]["clips"]["student"]["frames"]
+    assert torch.equal(frames[0], single)  # later batches did not overwrite it
+
+
+def test_several_labels_a_clip_come_as_shares(drawn_set: Path) -> None:
+    manifest = read_manifest(drawn_set).split("train")
+    first, second, *rest = manifest.videos[:4]
+    several = replace(
+        manifest,
+        videos=(
+            replace(first, label=None, labels=manifest.classes[:2]),
+            replace(second, label=None, labels=manifest.classes[2:3]),
+            *(replace(video, label=None) for video in rest),
+        ),
+    )
+    (batch,) = batches(ClipDataset(several, SPECS), EveryClip(4, 4), workers=1)
+    assert batch.label.dtype == torch.float32
+    assert batch.label[0].nonzero().flatten().tolist() == [0, 1]
+    assert batch.label[1].nonzero().flatten().tolist() == [2]
+    assert labelled(batch.label).tolist() == [True, True, False, False]
+    (by_hand,) = DataLoader(ClipDataset(several, SPECS), batch_size=4, collate_fn=collate)
+    assert torch.equal(by_hand.label, batch.label)
+
+
+def test_an_index_from_the_manifests_table_is_not_scanned_again(
+    drawn_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = replace(read_manifest(drawn_set).split("train"), source=tmp_path / "list.jsonl")
+    video = manifest.videos[0]
+    write_table(
+        table_path(manifest.source), [(video.id, row_of(scan(video.path), num_bytes=video.path.stat().st_size))]
+    )
+    plain = ClipDataset(read_manifest(drawn_set).split("train"), SPECS)[0]
+    monkeypatch.setattr(PlannedReader, "scan", lambda *_: pytest.fail("scanned"))
+    videos._scan.cache_clear()
+    assert equal(ClipDataset(manifest, SPECS)[0], plain)
+
+
+def test_ten_test_views_go_through_the_video(drawn_set: Path) -> None:
+    spec = InputSpec(frames=4, size=32, sampling=Dense(stride=1))
+    clips = ClipDataset(read_manifest(drawn_set).split("test"), {"student": spec}, grid=ViewGrid(temporal=3, spatial=3))
+    found = list(batches(clips, EveryClip(2, 9, views=9)))
+    assert [batch.view.tolist() for batch in found] == [list(range(9))] * 2
+    starts = found[0].clips["student"].times[:, 0].tolist()
+    assert starts == pytest.approx([0, 0, 0, 0.75, 0.75, 0.75, 1.5, 1.5, 1.5])  # 16 frames at 8 a second
+    # The drawn frames are square: the three places are one.
+    assert torch.equal(found[0].clips["student"].frames[0], found[0].clips["student"].frames[2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_stays_bounded_over_thousands_of_opens(drawn_set: Path) -> None:
+    clips = dataset(drawn_set, augment=Augment())
+
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    for index in range(300):
+        clips[index % 24, index]
+    before = resident_mb()
+    for index in range(3000):
+        clips[index % 24, index]
+    # A leak of one decoded frame of 12 kB an open would be 36 MB.
+    assert resident_mb() - before < 15

@@ -50,7 +50,7 @@ class ClipDataset(Dataset[Sample]):
         manifest: which videos, under which class numbers.
         specs: party name -> what it wants to see.
         augment: how training views vary; None for the test views of `grid`.
-        grid: test views in time and space; the centred one alone by default.
+        grid: test views in time and space; None for the centred one, whatever its number.
         seed: of the views.
         memory: where decoded videos are kept, for sets of short clips that are read many times; None reads the files.
         backend: who decodes video files.
@@ -76,7 +76,7 @@ class ClipDataset(Dataset[Sample]):
         self.multi_label = manifest.multi_label
         self.specs = dict(specs)
         self.augment = augment
-        self.grid = grid or views.ViewGrid()
+        self.grid = grid
         self.seed = seed
         self.backend: Backend = backend
         self.memory = memory
@@ -140,10 +140,9 @@ class ClipDataset(Dataset[Sample]):
     def _look(self, index: int, view_number: int, decoded: "_Decoded") -> "_Look":
         video, (height, width) = self.videos[index], decoded.nominal
         if self.augment is None:
-            numbers = sampling.joint_frames(
-                decoded.times, self.specs, rng=None, position=self.grid.position(view_number)
-            )
-            placement = self.grid.placement(view_number, height=height, width=width, crop_fraction=self.crop_fraction)
+            grid, view = (self.grid, view_number) if self.grid else (views.ViewGrid(), 0)
+            numbers = sampling.joint_frames(decoded.times, self.specs, rng=None, position=grid.position(view))
+            placement = grid.placement(view, height=height, width=width, crop_fraction=self.crop_fraction)
             return _Look(numbers, placement, self._target(video, flipped=False), None)
         rng = view_generator(self.seed, video.id, view_number)
         numbers = sampling.joint_frames(decoded.times, self.specs, rng=rng)
