@@ -19,7 +19,7 @@ from rich.progress import Progress
 import videokd
 from videokd import quickstart as quickstarts
 from videokd import recipe as recipes
-from videokd.clips import synthetic
+from videokd.clips import checking, synthetic
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest
 from videokd.config import nearest
@@ -27,7 +27,9 @@ from videokd.evaluate import evaluate as evaluate_model
 from videokd.machine import Machine, terminal
 from videokd.recipe import Recipe
 from videokd.report.comparison import arms, differing_recipes, read_evaluation, trios, write_evaluation
+from videokd.report.data_check import check_lines
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, terminal_table
+from videokd.run_folder import write_text
 from videokd.train import Interrupted
 from videokd.train import train as train_recipe
 
@@ -232,13 +234,63 @@ def synth(
     CONSOLE.print(f"{train + val + test} videos, listed in {path}")
 
 
+def check(
+    videos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
+    out: Path | None = None,
+    root: Path | None = None,
+    fold: int = 1,
+    class_names: Path | None = None,
+    depth: checking.Depth = "decode",
+    workers: int = os.cpu_count() or 1,
+    time_limit: float = 60.0,
+) -> None:
+    """Reads every video of a list, says what is wrong, and writes a manifest that training can rely on.
+
+    Stopped and started again, it goes on with the files that it has not seen yet.
+
+    Args:
+        videos: Folder or list of videos, in any form of data/README.md.
+        out: Manifest to write, a .jsonl; NAME.checked.jsonl in this folder if not given.
+        root: Folder that the list's paths start from; the list's own if not given.
+        fold: Which official split, of a set that has several.
+        class_names: File with a class name a line, for lists whose labels are numbers.
+        depth: Decode every frame, or list the packets and decode the first frame.
+        workers: Processes.
+        time_limit: Seconds for a video; one that takes longer counts as broken.
+    """
+    out = out or Path(f"{Path(videos).stem}.checked.jsonl")
+    if out.suffix != ".jsonl":
+        raise ValueError(f"the manifest is a .jsonl file, not {out}")
+    if out.exists():
+        raise ValueError(f"{out} is there already: remove it, or name another --out")
+    manifest = read_manifest(videos, root=root, fold=fold, class_names=class_names, allow_leaks=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, found = out.with_name(out.name + ".partial-check"), []
+    with Progress(*Progress.get_default_columns(), console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        bar = progress.add_task("checking", total=len(manifest.videos))
+        try:
+            for one in checking.check(manifest, depth=depth, workers=workers, time_limit=time_limit, partial=partial):
+                found.append(one)
+                progress.advance(bar)
+        except KeyboardInterrupt:
+            CONSOLE.print(f"{len(found)} of {len(manifest.videos)} videos checked; the same command goes on from there")
+            raise
+    checking.write_checked(manifest, found, out)
+    result = checking.report(manifest, found)
+    write_text(out.with_suffix(".report.json"), json.dumps(result, indent=2) + "\n")
+    partial.unlink(missing_ok=True)
+    for line in check_lines(result, checking.problems(result)):
+        CONSOLE.print(line)
+    CONSOLE.print(f"{out}: the manifest, with its frame table and report beside it. Train on it: --data.path {out}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "evaluate": evaluate,
     "compare": compare,
     "doctor": doctor,
 }
-DATA_COMMANDS: dict[str, Callable[..., None]] = {"synth": synth}
+DATA_COMMANDS: dict[str, Callable[..., None]] = {"check": check, "synth": synth}
 
 USAGE = """\
 usage: videokd COMMAND
@@ -247,6 +299,7 @@ usage: videokd COMMAND
   train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
   evaluate RUN          score a trained model on held-out videos
   compare RUN...        evaluated runs beside each other
+  data check LIST       read every video of a list, say what is wrong, write a manifest
   data synth OUT        draw the synthetic set
   doctor                what works on this machine
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from videokd.clips import reading
 from videokd.clips.manifest import Video
@@ -203,7 +203,8 @@ def _images(folder: Path) -> list[str]:
 
 def _picture(folder: Path, name: str) -> Tensor:  # uint8 (3, H, W)
     try:
-        picture: Tensor = decode_image(str(folder / name), mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError as error:
+        with Image.open(folder / name) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    except (OSError, SyntaxError) as error:  # Pillow's for broken pictures
         raise VideoError(folder, f"{name} is no picture that can be decoded", "broken") from error
-    return picture

@@ -59,7 +59,9 @@ def batches(
     decode = _Decode(dataset, slots)
     pool: _Pool = _InThisProcess(decode)
     if workers:
-        pool = Workers(decode, workers=workers, time_limit=time_limit)
+        # The main process may be busy with a step for long: each worker has its share of the slots to go on with.
+        ahead = min(num_slots // workers, 64)
+        pool = Workers(decode, workers=workers, time_limit=time_limit, ahead=ahead)
     with closing(pool):
         yield from _Desk(dataset, chain(first, blocks), slots, num_slots, on_bad_video).served(pool)
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from videokd.clips.pictures import Canvas, Cut, rotation_of, turned
 
-__all__ = ["Frames", "VideoError", "VideoIndex", "read", "read_cuts", "scan"]
+__all__ = ["Frames", "VideoError", "VideoIndex", "num_decodable", "read", "read_cuts", "scan"]
 
 Fault = Literal["missing", "empty", "unreadable", "no video", "no decoder", "no frames", "broken", "slow", "crash"]
 """What can be wrong with a video: "broken" shows some of its frames, "unreadable" none; "slow" and "crash" are those
@@ -195,6 +195,18 @@ def read_cuts(
             Frames(canvas.frames(), torch.from_numpy(times[np.array(cut.numbers, dtype=np.int64)]))
             for canvas, cut in zip(canvases, cuts)
         ]
+
+
+def num_decodable(path: str | Path) -> tuple[int, VideoError | None]:
+    """How many frames plain sequential decoding shows, and the fault that ended it, if one did."""
+    decoded = 0
+    try:
+        with _opened(Path(path), None) as video:
+            for _ in video.decode_all():
+                decoded += 1
+    except VideoError as error:
+        return decoded, error
+    return decoded, None
 
 
 _SEEK_EXACTLY = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}

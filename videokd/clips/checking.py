@@ -1,0 +1,293 @@
+"""Checks every video of a list, each in a worker that can be killed, and says what is wrong with the set."""
+
+import base64
+import hashlib
+import json
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videokd.clips import table
+from videokd.clips.backends import reader_of
+from videokd.clips.manifest import Manifest, Video, row_of, write_rows
+from videokd.clips.pictures import Cut
+from videokd.clips.reading import VideoError, VideoIndex, num_decodable
+from videokd.clips.views import flip_sensitive
+from videokd.clips.workers import Workers
+
+Depth = Literal["decode", "scan"]
+"""Decode every frame of a video, or list its packets and decode the first frame."""
+
+Facts = dict[str, Any]
+"""What was found out about a video: frames, fps, seconds, width, height, rotation, hash, error."""
+Columns = Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One video of the list, checked."""
+
+    video: Video
+    facts: Facts
+    columns: Columns | None
+    """Its row of the frame table; None where it can't be read."""
+
+
+def check(
+    manifest: Manifest, *, depth: Depth, workers: int, time_limit: float, partial: Path | None = None
+) -> Iterator[Checked]:
+    """Checks the videos in parallel and yields them as they are done.
+
+    Args:
+        manifest: which videos.
+        depth: how thoroughly.
+        workers: processes.
+        time_limit: seconds for a video; one that takes longer is broken.
+        partial: file of what was found so far. What it says of unchanged files is taken over, and it grows.
+    """
+    known = _read_partial(partial, depth) if partial is not None else {}
+    waiting = []
+    for video in manifest.videos:
+        found = known.get(video.id)
+        if found is not None and found["stamp"] == _stamp(video.path):
+            yield Checked(video, found["facts"], _unpacked(found["columns"]))
+        else:
+            waiting.append(video)
+    if not waiting:
+        return
+    with Workers(_Check(depth), workers=workers, time_limit=time_limit) as pool:
+        for video in waiting:
+            pool.submit(video)
+        while pool.pending:
+            for finished in pool.wait():
+                facts, columns = finished.result or ({}, None)
+                if finished.failure is not None:
+                    kind = {"time limit": "slow", "crashed": "crash"}.get(finished.failure.kind, "unreadable")
+                    facts = _facts(error=VideoError(finished.task.path, finished.failure.reason), kind=kind)
+                if partial is not None:
+                    _append(partial, finished.task, depth, facts, columns)
+                yield Checked(finished.task, facts, columns)
+
+
+def write_checked(manifest: Manifest, checked: Sequence[Checked], out: Path) -> None:
+    """Writes the manifest with what was found, in the list's order, and the frame table beside it."""
+    by_id = {one.video.id: one for one in checked}
+    rows, columns = [], []
+    for video in manifest.videos:
+        one = by_id[video.id]
+        row = row_of(video, folder=out.parent) | one.facts
+        rows.append(row)
+        if one.columns is not None:
+            columns.append((row["path"], one.columns))
+    table.write_table(table.table_path(out), columns)
+    write_rows(rows, out)
+
+
+def report(manifest: Manifest, checked: Sequence[Checked]) -> dict[str, Any]:
+    """What is wrong with a set, and what to know of it: plain values, ready for JSON."""
+    by_id = {one.video.id: one for one in checked}
+    ordered = [by_id[video.id] for video in manifest.videos]
+    bad = [one for one in ordered if one.facts["error"]]
+    good = [one.facts for one in ordered if not one.facts["error"]]
+    same: dict[str, list[Video]] = defaultdict(list)
+    for one in ordered:
+        if one.facts["hash"]:
+            same[one.facts["hash"]].append(one.video)
+    twins = [group for group in same.values() if len(group) > 1]
+    counts = Counter(name for video in manifest.videos for name in video.names)
+    return {
+        "videos": len(ordered),
+        "readable": len(good),
+        "faults": dict(Counter(one.facts["error"]["kind"] for one in bad)),
+        "broken": [{"path": one.video.id, **one.facts["error"], "frames": one.facts["frames"]} for one in bad],
+        "spread": {
+            fact: _spread([facts[fact] for facts in good]) for fact in ("frames", "fps", "seconds", "width", "height")
+        },
+        "splits": dict(Counter(video.split or "none" for video in manifest.videos)),
+        "duplicates": [[video.id for video in group] for group in twins],
+        "duplicates_across_splits": [
+            [f"{video.split}: {video.id}" for video in group] for group in twins if len({v.split for v in group}) > 1
+        ],
+        "duplicates_with_different_labels": [
+            [f"{'/'.join(video.names)}: {video.id}" for video in group]
+            for group in twins
+            if len({video.names for video in group}) > 1
+        ],
+        "groups_across_splits": _groups_across_splits(manifest),
+        "classes": dict(counts.most_common()),
+        "imbalance": max(counts.values()) / min(counts.values()) if counts else None,
+        "unlabelled": sum(not video.names for video in manifest.videos),
+        "classes_missing_in_splits": _missing_classes(manifest),
+        "flip_sensitive": list(flip_sensitive(manifest.classes)),
+    }
+
+
+def problems(found: Mapping[str, Any]) -> list[str]:
+    """A report's problems, a sentence each with what to do; none where there are none."""
+    said = []
+    if found["faults"]:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in found["faults"].items())
+        said.append(
+            f"{len(found['broken'])} of {found['videos']} videos can't be read whole ({kinds}): "
+            "replace them, or train with --on-bad-video skip"
+        )
+    across, differing = len(found["duplicates_across_splits"]), len(found["duplicates_with_different_labels"])
+    if across:
+        said.append(f"{_files(across)} in several splits: scores are too good with that. Keep each in one")
+    if differing:
+        said.append(f"{_files(differing)} with different labels: one of them is wrong")
+    if found["duplicates"] and not across and not differing:
+        said.append(f"{_files(len(found['duplicates']))} under different names")
+    if leaking := len(found["groups_across_splits"]):
+        said.append(f"{leaking} group{'s' * (leaking > 1)} (clips of one source) in several splits: keep each in one")
+    for split, names in found["classes_missing_in_splits"].items():
+        said.append(f"split {split!r} has no video of {len(names)} classes, such as {names[0]!r}")
+    if found["imbalance"] and found["imbalance"] >= 10:
+        said.append(f"the largest class has {found['imbalance']:.0f} times as many videos as the smallest")
+    return said
+
+
+def _files(number: int) -> str:
+    return f"{number} file{'s' * (number > 1)} listed more than once"
+
+
+class _Check:
+    """What a worker does with a video."""
+
+    def __init__(self, depth: Depth) -> None:
+        self.depth = depth
+
+    def __call__(self, video: Video) -> tuple[Facts, Columns | None]:
+        reader, error, index, frames = reader_of(video), None, None, 0
+        try:
+            index = reader.scan(video)
+            frames = index.num_frames
+        except VideoError as found:
+            error = found
+        if self.depth == "decode" and video.packed is None and video.path.is_file():
+            frames, fault = num_decodable(video.path)
+            error = error or fault
+            if error is None and index is not None and frames != index.num_frames:
+                reason = f"{frames} of the {index.num_frames} frames that it lists decode"
+                error = VideoError(video.path, reason, "broken")
+        elif self.depth == "decode" and index is not None:
+            try:
+                for number in range(index.num_frames):
+                    reader.read(video, [Cut([number])], index=index)
+            except VideoError as found:
+                frames, error = number, found
+        num_bytes = video.path.stat().st_size if video.path.is_file() else 0
+        columns = None if index is None or error is not None else table.row_of(index, num_bytes=num_bytes)
+        digest = _digest(video.path)
+        return _facts(index=index, frames=frames, digest=digest, error=error), columns
+
+
+def _facts(
+    *,
+    index: VideoIndex | None = None,
+    frames: int = 0,
+    digest: str | None = None,
+    error: VideoError | None = None,
+    kind: str | None = None,
+) -> Facts:
+    return {
+        "frames": frames,
+        "fps": round(index.fps, 3) if index else None,
+        "seconds": round(index.seconds, 3) if index else None,
+        "width": index.width if index else None,
+        "height": index.height if index else None,
+        "rotation": index.rotation if index else None,
+        "hash": digest,
+        "error": {"kind": kind or error.fault, "reason": error.reason} if error else None,
+    }
+
+
+def _digest(path: Path) -> str | None:
+    """Hash of a file's content, or of the names and contents of a folder's files; None where there is nothing."""
+    files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() else [path]
+    digest = hashlib.blake2b(digest_size=16)
+    if not files or not files[0].is_file() or (path.is_file() and path.stat().st_size == 0):
+        return None
+    for file in files:
+        digest.update(file.name.encode() if path.is_dir() else b"")
+        with file.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of the last change: what tells whether a file is still the one that was checked."""
+    if not path.exists():
+        return [-1, -1]
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _append(partial: Path, video: Video, depth: Depth, facts: Facts, columns: Columns | None) -> None:
+    line = {"path": video.id, "stamp": _stamp(video.path), "depth": depth, "facts": facts, "columns": _packed(columns)}
+    with partial.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _read_partial(partial: Path, depth: Depth) -> dict[str, dict[str, Any]]:
+    """What an earlier check found out; a last line that it did not finish is dropped."""
+    if not partial.is_file():
+        return {}
+    whole, _, torn = partial.read_text(encoding="utf-8").rpartition("\n")
+    if torn:
+        partial.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return {row["path"]: row for row in rows if row["depth"] == depth}
+
+
+def _packed(columns: Columns | None) -> dict[str, str] | None:
+    """Columns as text; differences of frame times are small and alike, and pack well."""
+    if columns is None:
+        return None
+    return {
+        name: base64.b64encode(zlib.compress(np.diff(values, prepend=0).tobytes())).decode()
+        for name, values in columns.items()
+    }
+
+
+def _unpacked(columns: Mapping[str, str] | None) -> Columns | None:
+    if columns is None:
+        return None
+    return {
+        name: np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.int64))
+        for name, text in columns.items()
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    return {"min": min(values), "median": median(values), "max": max(values)} if values else None
+
+
+def _groups_across_splits(manifest: Manifest) -> dict[str, list[str]]:
+    """Group -> the splits that it lies in, where there are several; UCF101's gNN counts as a group of its class."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for video in manifest.videos:
+        numbered = re.search(r"_g(\d+)_c\d+", video.path.name)
+        group = video.group or (f"{video.label}/g{numbered[1]}" if numbered else None)
+        if group and video.split and video.split != "unlabelled":
+            splits[group].add(video.split)
+    return {group: sorted(found) for group, found in sorted(splits.items()) if len(found) > 1}
+
+
+def _missing_classes(manifest: Manifest) -> dict[str, list[str]]:
+    """Split -> classes that none of its videos has, for splits with labels."""
+    present: dict[str, set[str]] = defaultdict(set)
+    for video in manifest.videos:
+        if video.split and video.names:
+            present[video.split].update(video.names)
+    missing = {split: [name for name in manifest.classes if name not in there] for split, there in present.items()}
+    return {split: names for split, names in missing.items() if names}
