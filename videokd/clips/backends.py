@@ -70,7 +70,9 @@ class _WholeFrameReader(PlannedReader):
         numbers = sorted({number for cut in cuts for number in cut.numbers})
         try:
             frames = self._frames(video.path, numbers, index)
-        except (RuntimeError, IndexError, ValueError, OSError) as error:  # decord's and torchcodec's own
+        except Exception as error:  # decord and torchcodec have errors of their own
+            if isinstance(error, VideoError):
+                raise
             said = str(error).strip().splitlines()
             raise VideoError(
                 video.path, f"{type(self).name} cannot read it ({said[0] if said else 'no reason'})"
