@@ -22,6 +22,8 @@ from videokd import recipe as recipes
 from videokd.clips import checking, synthetic
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest
+from videokd.clips.packing import Packing
+from videokd.clips.packing import pack as pack_videos
 from videokd.config import nearest
 from videokd.evaluate import evaluate as evaluate_model
 from videokd.machine import Machine, terminal
@@ -290,7 +292,60 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "doctor": doctor,
 }
-DATA_COMMANDS: dict[str, Callable[..., None]] = {"check": check, "synth": synth}
+
+
+def pack(
+    videos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
+    out: Path,
+    packing: Annotated[Packing, tyro.conf.arg(name="")],
+    root: Path | None = None,
+    fold: int = 1,
+    class_names: Path | None = None,
+    shard_mb: int = 512,
+    workers: int = os.cpu_count() or 1,
+    time_limit: float = 600.0,
+    on_bad_video: Literal["error", "skip"] = "error",
+) -> None:
+    """Packs the videos of a list into tar shards that are smaller and faster to read.
+
+    Stopped and started again, it goes on after the last whole shard.
+
+    Args:
+        videos: Folder or list of videos, in any form of data/README.md.
+        out: Folder of the packed set; train on it with --data.path OUT.
+        packing: How videos are packed.
+        root: Folder that the list's paths start from; the list's own if not given.
+        fold: Which official split, of a set that has several.
+        class_names: File with a class name a line, for lists whose labels are numbers.
+        shard_mb: Megabytes at which a shard is closed.
+        workers: Processes.
+        time_limit: Seconds for a video.
+        on_bad_video: Stop at a video that can't be read, or leave it out, named and counted.
+    """
+    manifest = read_manifest(videos, root=root, fold=fold, class_names=class_names)
+    with Progress(*Progress.get_default_columns(), console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        bar = progress.add_task("packing", total=len(manifest.videos))
+        left_out = pack_videos(
+            manifest,
+            out,
+            packing,
+            shard_mb=shard_mb,
+            workers=workers,
+            time_limit=time_limit,
+            on_bad_video=on_bad_video,
+            advance=lambda: progress.advance(bar),
+        )
+    for reason in left_out:
+        CONSOLE.print(f"left out: {reason}")
+    shards = sorted(out.glob("*.tar"))
+    megabytes = sum(shard.stat().st_size for shard in shards) / 1e6
+    CONSOLE.print(
+        f"{len(manifest.videos) - len(left_out)} videos in {len(shards)} shards of {megabytes:.1f} MB together, "
+        f"{len(left_out)} left out. Train on them: --data.path {out}"
+    )
+
+
+DATA_COMMANDS: dict[str, Callable[..., None]] = {"check": check, "pack": pack, "synth": synth}
 
 USAGE = """\
 usage: videokd COMMAND
@@ -300,6 +355,7 @@ usage: videokd COMMAND
   evaluate RUN          score a trained model on held-out videos
   compare RUN...        evaluated runs beside each other
   data check LIST       read every video of a list, say what is wrong, write a manifest
+  data pack LIST        pack a list's videos into tar shards that are faster to read
   data synth OUT        draw the synthetic set
   doctor                what works on this machine
 

@@ -62,8 +62,8 @@ def test_a_backend_that_is_not_there_is_named_with_what_to_install(
     monkeypatch.setattr("importlib.import_module", lambda name: (_ for _ in ()).throw(ImportError(f"no {name}\nmore")))
     with pytest.raises(ValueError, match=r"decord can't be used here \(no decord\); pip install decord2"):
         reader_of(drawn, "decord")
+    manifest = Manifest(Path("list.csv"), (drawn,), ("drawn",))
     with pytest.raises(ValueError, match=r"torchcodec can't .*pip install 'videokd\[torchcodec\]', and FFmpeg"):
-        manifest = Manifest(Path("list.csv"), (drawn,), ("drawn",))
         ClipDataset(manifest, {"student": InputSpec(frames=2, size=32)}, backend="torchcodec")
     with pytest.raises(ValueError, match="no reader 'opencv'; there are pyav, decord, torchcodec"):
         require("opencv")  # type: ignore[arg-type]

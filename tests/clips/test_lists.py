@@ -233,7 +233,7 @@ def test_something_something(tmp_path: Path, prefix: str) -> None:
     assert manifest.videos[0].path == tmp_path / "videos" / "78687.webm"
     validation[0]["template"] = "Moving [something] sideways"
     (tmp_path / f"{prefix}validation.json").write_text(json.dumps(validation))
-    with pytest.raises(ValueError, match="entry 1 of validation.json has the template 'Moving something sideways'"):
+    with pytest.raises(ValueError, match=r"entry 1 of validation\.json has the template 'Moving something sideways'"):
         read_manifest(tmp_path)
     (tmp_path / f"{prefix}train.json").write_text('[\n{"id": "1",\n]')
     with pytest.raises(ValueError, match=r"train\.json: line 3 is not JSON"):

@@ -19,6 +19,7 @@ from videokd.clips import reading
 from videokd.clips.manifest import Video
 from videokd.clips.pictures import Cut, cut_out
 from videokd.clips.reading import Frames, VideoError, VideoIndex
+from videokd.clips.shards import ShardReader
 
 Backend = Literal["pyav", "decord", "torchcodec"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -42,6 +43,8 @@ def reader_of(video: Video, backend: Backend = "pyav") -> Reader:
     Raises:
         ValueError: for a backend that can't be imported here.
     """
+    if video.packed is not None:
+        return ShardReader()
     if video.path.is_dir():
         return ImageFolderReader()
     if backend == "pyav":

@@ -1,10 +1,8 @@
 """Checks every video of a list, each in a worker that can be killed, and says what is wrong with the set."""
 
-import base64
 import hashlib
 import json
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +56,9 @@ def check(
     for video in manifest.videos:
         found = known.get(video.id)
         if found is not None and found["stamp"] == _stamp(video.path):
-            yield Checked(video, found["facts"], _unpacked(found["columns"]))
+            yield Checked(
+                video, found["facts"], table.from_text(found["columns"]) if found["columns"] is not None else None
+            )
         else:
             waiting.append(video)
     if not waiting:
@@ -233,7 +233,8 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _append(partial: Path, video: Video, depth: Depth, facts: Facts, columns: Columns | None) -> None:
-    line = {"path": video.id, "stamp": _stamp(video.path), "depth": depth, "facts": facts, "columns": _packed(columns)}
+    text = None if columns is None else table.to_text(columns)
+    line = {"path": video.id, "stamp": _stamp(video.path), "depth": depth, "facts": facts, "columns": text}
     with partial.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -247,25 +248,6 @@ def _read_partial(partial: Path, depth: Depth) -> dict[str, dict[str, Any]]:
         partial.write_text(whole + "\n" if whole else "", encoding="utf-8")
     rows = [json.loads(line) for line in whole.splitlines()]
     return {row["path"]: row for row in rows if row["depth"] == depth}
-
-
-def _packed(columns: Columns | None) -> dict[str, str] | None:
-    """Columns as text; differences of frame times are small and alike, and pack well."""
-    if columns is None:
-        return None
-    return {
-        name: base64.b64encode(zlib.compress(np.diff(values, prepend=0).tobytes())).decode()
-        for name, values in columns.items()
-    }
-
-
-def _unpacked(columns: Mapping[str, str] | None) -> Columns | None:
-    if columns is None:
-        return None
-    return {
-        name: np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.int64))
-        for name, text in columns.items()
-    }
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

@@ -329,7 +329,9 @@ def _places(numbers: NDArray[np.int64]) -> slice | Tensor:
 
 
 def _num_bytes(video: Video) -> int | None:
-    """Size of a video's file; None where it is no file."""
+    """Size of a video's file, or of its part of a shard; None where it is no file."""
+    if video.packed is not None:
+        return video.packed.size
     try:
         return video.path.stat().st_size if video.path.is_file() else None
     except OSError:

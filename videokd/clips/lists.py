@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from videokd.clips.manifest import Manifest, Packed, Video, is_url
+from videokd.clips.shards import local_index
+from videokd.clips.table import table_path
 
 VIDEO_SUFFIXES = (
     ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".gif",
@@ -72,7 +74,11 @@ class _Found:
 
 def _found(path: str | Path, root: Path | None, fold: int) -> _Found:
     if is_url(path):
-        raise ValueError(f"{path}: only the index.jsonl of a packed set is read from a URL")
+        url = str(path) if str(path).endswith("/index.jsonl") else f"{str(path).rstrip('/')}/index.jsonl"
+        index = local_index(url)
+        base = url.removesuffix("index.jsonl")
+        with index.open(encoding="utf-8") as file:
+            return _Found(list(_manifest_rows(file, index, lambda name: f"{base}{name}")), source=index)
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no list or folder of videos at {path}")
@@ -137,15 +143,11 @@ def _folder_rows(root: Path) -> Iterator[Video]:
 
 def _jsonl_rows(path: Path, root: Path) -> Iterator[Video]:
     with path.open(encoding="utf-8") as file:
-        yield from jsonl_rows(file, path, lambda name: root / name)
+        yield from _manifest_rows(file, path, lambda name: str(root / name))
 
 
-def jsonl_rows(lines: Iterable[str], path: str | Path, place: Callable[[str], Path]) -> Iterator[Video]:
-    """The videos of a manifest's lines, of which errors name `path`; `place` makes the path of a file named in it.
-
-    Raises:
-        ValueError: naming the line that is wrong.
-    """
+def _manifest_rows(lines: Iterable[str], path: Path, place: Callable[[str], str]) -> Iterator[Video]:
+    """The videos of a manifest's lines, of which errors name `path`; `place` makes the path of a file named in it."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -154,18 +156,18 @@ def jsonl_rows(lines: Iterable[str], path: str | Path, place: Callable[[str], Pa
             name, label = str(row.pop("path")), row.pop("label")
             packed = row.pop("packed", None)
             if packed is not None and not is_url(packed["shard"]):
-                packed["shard"] = str(place(packed["shard"]))
+                packed["shard"] = place(packed["shard"])
             error = row.get("error")
             video = Video(
                 id=name,
-                path=place(name) if packed is None else Path(packed["shard"]) / name,
+                path=Path(place(name)) if packed is None else Path(packed["shard"]) / name,
                 label=None if isinstance(label, list) else _label(label),
                 labels=tuple(map(str, label)) if isinstance(label, list) else (),
                 split=row.pop("split", None),
                 group=row.pop("group", None),
                 frames=row.pop("frames", None),
                 error=error if error is None or isinstance(error, str) else str(error["reason"]),
-                packed=None if packed is None else Packed(**packed),
+                packed=None if packed is None else Packed(**packed, table=str(table_path(path))),
                 factors=row.pop("factors", None),
                 facts=row or None,
             )

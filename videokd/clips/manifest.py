@@ -23,6 +23,8 @@ class Packed:
     """Of its first byte in the shard."""
     size: int
     """Its bytes, from the first to the last."""
+    table: str
+    """The frame table that knows it, a local file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,7 @@ def row_of(video: Video, *, folder: Path) -> dict[str, Any]:
     row |= video.facts or {}
     if video.packed is not None:
         row["packed"] = asdict(video.packed)
+        del row["packed"]["table"]  # it lies beside the manifest
         if not is_url(video.packed.shard):
             row["packed"]["shard"] = relative(Path(video.packed.shard), folder)
     if video.factors is not None:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from videokd.clips.pictures import Canvas, Cut, rotation_of, turned
 
-__all__ = ["Frames", "VideoError", "VideoIndex", "num_decodable", "read", "read_cuts", "scan"]
+__all__ = ["Frames", "VideoError", "VideoIndex", "num_decodable", "read", "read_cuts", "scan", "walk"]
 
 Fault = Literal["missing", "empty", "unreadable", "no video", "no decoder", "no frames", "broken", "slow", "crash"]
 """What can be wrong with a video: "broken" shows some of its frames, "unreadable" none; "slow" and "crash" are those
@@ -195,6 +195,26 @@ def read_cuts(
             Frames(canvas.frames(), torch.from_numpy(times[np.array(cut.numbers, dtype=np.int64)]))
             for canvas, cut in zip(canvases, cuts)
         ]
+
+
+def walk(path: str | Path, *, index: VideoIndex, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Every frame of the index in turn, upright, at this (height, width): uint8 (3, H, W).
+
+    Raises:
+        VideoError: where one can't be read.
+    """
+    numbers = {int(pts): number for number, pts in enumerate(index.pts)}
+    shown = 0
+    with _opened(Path(path), None) as video:
+        for place, frame in enumerate(video.decode_all()):
+            number = place if index.access == "count" else numbers.get(-1 if frame.pts is None else frame.pts)
+            if number is not None:
+                canvas = Canvas(Cut([number], size=size), names=np.arange(number + 1), size=(index.height, index.width))
+                canvas.paint(number, frame)
+                shown += 1
+                yield canvas.frames()[0]
+    if shown != index.num_frames:
+        raise VideoError(path, f"{shown} of its {index.num_frames} frames decode", "broken")
 
 
 def num_decodable(path: str | Path) -> tuple[int, VideoError | None]:
