@@ -168,7 +168,7 @@ def test_a_video_that_hangs_or_crashes_its_decoder_is_a_broken_one(
         if video.path.name == "0.mp4":  # type: ignore[attr-defined]
             time.sleep(1000)
         if video.path.name == "1.mp4":  # type: ignore[attr-defined]
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGKILL)
         return look(self, video)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checking._Check, "__call__", dangerous)
@@ -176,7 +176,7 @@ def test_a_video_that_hangs_or_crashes_its_decoder_is_a_broken_one(
     slow, crash = (found[f"train/jump/{number}.mp4"].facts["error"] for number in range(2))
     assert slow == {"kind": "slow", "reason": "it took longer than 1 s"}
     assert crash["kind"] == "crash"
-    assert "SIGSEGV" in crash["reason"]
+    assert "SIGKILL" in crash["reason"]
     assert found["train/jump/2.mp4"].facts["error"] is None
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from videokd.clips import sampling, views
 from videokd.clips.backends import Backend, reader_of, require
 from videokd.clips.manifest import Manifest, Video
-from videokd.clips.pictures import Box, Cut, cut_out, resized
+from videokd.clips.pictures import Box, Cut, cut_out, places, resized
 from videokd.clips.reading import Frames, VideoError, VideoIndex
 from videokd.clips.table import FrameTable
 from videokd.contracts import UNLABELLED, InputSpec
@@ -303,8 +303,8 @@ class _InMemory:
         frames, times = self._held.frames, self._held.times
         found = []
         for numbers, box, size in wanted:
-            places = _places(numbers)
-            found.append(Frames(cut_out(frames[places], Cut((), box, (size, size))), times[places]))
+            where = places(numbers)
+            found.append(Frames(cut_out(frames[where], Cut((), box, (size, size))), times[where]))
         return found
 
 
@@ -318,14 +318,6 @@ def _scaled(box: Box, nominal: tuple[int, int], stored: tuple[int, int]) -> Box:
     top, height = span(box.top, box.height, nominal[0], stored[0])
     left, width = span(box.left, box.width, nominal[1], stored[1])
     return Box(top, left, height, width)
-
-
-def _places(numbers: NDArray[np.int64]) -> slice | Tensor:
-    """Evenly spaced places as a slice, which copies no frame; others as they are."""
-    step = int(numbers[1] - numbers[0]) if len(numbers) > 1 else 1
-    if step > 0 and (np.diff(numbers) == step).all():
-        return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
-    return torch.from_numpy(numbers)
 
 
 def _num_bytes(video: Video) -> int | None:

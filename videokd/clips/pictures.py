@@ -56,6 +56,14 @@ def cut_out(pictures: Tensor, cut: Cut) -> Tensor:  # (T, 3, H, W) -> (T, 3, H',
     return smaller
 
 
+def places(numbers: NDArray[np.int64]) -> slice | Tensor:
+    """Evenly spaced places as a slice, which copies no frame; others as they are."""
+    step = int(numbers[1] - numbers[0]) if len(numbers) > 1 else 1
+    if step > 0 and (np.diff(numbers) == step).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
+    return torch.from_numpy(numbers)
+
+
 class Canvas:
     """The tensor of one cut; each frame is converted once, on its way there."""
 

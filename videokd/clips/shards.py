@@ -16,7 +16,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from videokd.clips import reading
 from videokd.clips.manifest import Packed, Video, is_url
-from videokd.clips.pictures import Canvas, Cut, cut_out
+from videokd.clips.pictures import Box, Canvas, Cut, cut_out, places
 from videokd.clips.reading import Frames, VideoError, VideoIndex
 from videokd.clips.table import FrameTable, index_of
 
@@ -93,28 +93,26 @@ def _canvas(cut: Cut, index: VideoIndex) -> Canvas:
 
 
 def _raw(video: Video, cuts: Sequence[Cut], index: VideoIndex) -> list[torch.Tensor]:
-    packed = _packed(video)
-    shape = (index.num_frames, index.height, index.width, 3)
-    frame_bytes, start = (
-        int(np.prod(shape[1:])),
-        packed.offset + packed.size - int(np.prod(shape)),
-    )  # after npy's header
+    packed, shape = _packed(video), (index.height, index.width, 3)
+    frame = int(np.prod(shape))
+    start = packed.offset + packed.size - index.num_frames * frame  # what comes before is npy's header
     found = []
     for cut in cuts:
+        box = cut.box or Box(0, 0, index.height, index.width)
+        if min(box) < 0 or box.top + box.height > index.height or box.left + box.width > index.width:
+            raise ValueError(f"{box} does not lie in a picture {index.height} pixels high and {index.width} wide")
         numbers = np.asarray(cut.numbers, dtype=np.int64)
         if is_url(packed.shard):
             low, high = (int(numbers.min()), int(numbers.max()) + 1) if len(numbers) else (0, 0)
-            data = _bytes(video, start + low * frame_bytes, (high - low) * frame_bytes)
-            frames, numbers = np.frombuffer(data, np.uint8).reshape(-1, *shape[1:]), numbers - low
+            data = bytearray(_bytes(video, start + low * frame, (high - low) * frame))
+            pictures, numbers = np.frombuffer(data, np.uint8).reshape(-1, *shape), numbers - low
         else:
             mapped = _mapped(packed.shard, packed.shard_bytes)
-            frames = np.frombuffer(mapped, np.uint8, count=int(np.prod(shape)), offset=start).reshape(shape)
-        box = cut.box
-        part = frames if box is None else frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        pictures = torch.from_numpy(part[numbers]).permute(0, 3, 1, 2)  # only this is copied out of the map
-        if box is not None and pictures.shape[-2:] != (box.height, box.width):
-            raise ValueError(f"{box} does not lie in a picture {index.height} pixels high and {index.width} wide")
-        found.append(cut_out(pictures, Cut((), None, cut.size)))
+            every = np.frombuffer(mapped, np.uint8, count=index.num_frames * frame, offset=start)
+            pictures = every.reshape(index.num_frames, *shape)
+        part = pictures[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        wanted = torch.from_numpy(part)[places(numbers)].permute(0, 3, 1, 2)
+        found.append(cut_out(wanted, Cut((), None, cut.size)))
     return found
 
 
@@ -140,7 +138,8 @@ def _mapped(shard: str, num_bytes: int) -> mmap.mmap:
         found = os.fstat(file.fileno()).st_size
         if found != num_bytes:
             raise VideoError(shard, f"the shard has {found} bytes and was packed with {num_bytes}: it is not whole")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # A private map: frames can be handed out as they lie, and who writes to them writes to a copy.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 @lru_cache(maxsize=64)
