@@ -36,7 +36,7 @@ def write(file: File, folder: Path) -> Path:
     """Encodes the drawn scene."""
     path = folder / file.name
     with av.open(path, "w") as container:
-        stream = container.add_stream(file.codec, rate=FPS, options=file.options)
+        stream: Any = container.add_stream(file.codec, rate=FPS, options=file.options)
         stream.width, stream.height, stream.pix_fmt = file.width, file.height, "yuv420p"
         stream.codec_context.thread_count = 1  # the same bytes on every machine
         if file.max_b_frames is not None:

@@ -72,7 +72,7 @@ def main() -> None:
             path = write(file, Path(folder))
             index = reading.scan(path)
             dense = [dense_clip(random.Random(seed), index.num_frames) for seed in range(args.clips)]
-            row = {"file": file.name, "size": f"{file.width}x{file.height}"}
+            row: dict[str, Any] = {"file": file.name, "size": f"{file.width}x{file.height}"}
             row["dense"] = compare(path, dense, peers, rounds=args.clips)
             if file.name in ("gop250.mp4", "gop12.mp4"):
                 segments = [segment_clip(random.Random(seed), index.num_frames) for seed in range(args.clips)]
@@ -183,8 +183,8 @@ def packed(path: Path, folder: Path, *, rounds: int) -> list[dict[str, Any]]:
         known = video_index(video, FrameTable.beside(manifest.source))
         sizes[kind] = video.packed.size
 
-        def read(n: int, video: Video = video, known: reading.VideoIndex = known) -> object:
-            return put(reader_of(video).read(video, [Cut(clips[n])], index=known)[0].frames)
+        def read(n: int, video: Video = video, known: reading.VideoIndex = known) -> None:
+            put(reader_of(video).read(video, [Cut(clips[n])], index=known)[0].frames)
 
         readers[kind] = read
     seconds = interleaved(readers, rounds=rounds)

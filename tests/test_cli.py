@@ -98,14 +98,6 @@ def test_doctor_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
         assert line in said
 
 
-def test_doctor_says_why_a_reader_does_not_work(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "decord", None)
-    assert run("doctor") == 0
-    assert "not usable" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,3 +151,52 @@ def test_a_bad_video_can_be_skipped_by_its_plain_flag(
 def test_the_installed_command_runs() -> None:
     done = subprocess.run([sys.executable, "-m", "videokd.cli", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: videokd COMMAND")
+
+
+def test_a_set_is_checked_and_packed_and_trained_on(
+    drawn_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    videos = tmp_path / "videos"
+    for number, video in enumerate(read_manifest(drawn_set).split("train").videos):
+        folder = videos / str(video.label)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.mp4").write_bytes(video.path.read_bytes())
+    (videos / "jump").mkdir()
+    (videos / "jump" / "broken.mp4").write_bytes(b"nothing")
+    assert run("data", "check", videos, "--workers", "2") == 0
+    said = capsys.readouterr().out
+    assert "24 of 25 videos are readable" in said
+    assert "jump/broken.mp4" in said
+    assert "classes know left from right" in said
+    checked = tmp_path / "videos.checked.jsonl"
+    assert json.loads((tmp_path / "videos.checked.report.json").read_text())["faults"] == {"unreadable": 1}
+    assert (tmp_path / "videos.checked.frames").is_file()
+    assert not list(tmp_path.glob("*.partial*"))
+    assert run("data", "check", videos) == 1
+    assert "is there already" in capsys.readouterr().err
+
+    small = ("--optim.steps", "2", "--student.width", "4", "--data.val-split", "None")
+    train = ("train", "quickstart/alone.py", "--data.no-in-memory", *small)
+    assert run(*train, "--out", "a", "--data.path", checked) == 1
+    assert "FFmpeg cannot read it" in capsys.readouterr().err
+    assert run(*train, "--out", "b", "--data.path", checked, "--on-bad-video", "skip") == 0
+    assert "1 videos skipped" in capsys.readouterr().out
+
+    assert run("data", "pack", checked, "--out", "packed", "--format", "jpeg") == 1
+    assert "--on-bad-video skip" in capsys.readouterr().err
+    assert run("data", "pack", checked, "--out", "packed", "--format", "jpeg", "--on-bad-video", "skip") == 0
+    assert "24 videos in 1 shards" in capsys.readouterr().out
+    assert run(*train, "--out", "c", "--data.path", "packed", "--data.workers", "1") == 0
+    capsys.readouterr()
+    assert run("evaluate", "c") == 0
+    assert "0 videos skipped" in capsys.readouterr().out
+
+
+def test_the_doctor_says_who_reads_videos(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    assert run("doctor") == 0
+    said = capsys.readouterr().out
+    assert "reads videos: pyav" in said
+    assert "torchcodec can't be used here" in " ".join(said.replace("│", " ").split())

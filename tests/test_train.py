@@ -21,8 +21,11 @@ from videokd import recipe as recipes
 from videokd.clips.lists import read_manifest
 from videokd.clips.loader import ClipDataset
 from videokd.clips.manifest import write_manifest
+from videokd.clips.mixing import Mix
+from videokd.clips.views import Augment, ColourJitter, RandomErasing
 from videokd.contracts import Outputs
 from videokd.distill import Term
+from videokd.evaluate import evaluate
 from videokd.losses import ClipFeatures, CrossEntropy, FrameFeatures, SoftTargets
 from videokd.losses.loss import Loss
 from videokd.models import CompactShift, Conv3d, load_model, save_model
@@ -324,6 +327,44 @@ def test_the_split_unlabelled_joins_in_without_its_labels(distilled: Recipe) -> 
     mixed = training_videos(moved, replace(distilled, data=replace(distilled.data, unlabelled_per_batch=2)))
     assert len(plain.videos) == 24
     assert [video.label for video in mixed.videos[24:]] == [None] * 12
+
+
+def test_clips_are_mixed_changed_in_looks_and_repeated(alone: Recipe, tmp_path: Path) -> None:
+    augment = Augment(flip=0.5, colour=ColourJitter(brightness=0.4), erase=RandomErasing(probability=1.0))
+    data = replace(
+        alone.data, augment=augment, mix=Mix(mixup=0.8, cutmix=1.0), repeats=2, spread=2, in_memory=False, workers=1
+    )
+    recipe = replace(alone, data=data, optim=replace(alone.optim, steps=12))
+    train(recipe, tmp_path / "run", console=QUIET)
+    (row,) = [row for row in read_metrics(tmp_path / "run") if row["step"] == 12 and "total" in row]
+    assert "train_top1" not in row  # a mixed clip is of no one class
+    assert 0 < row["hard"] < 10
+    stopped = replace(recipe, data=replace(data, workers=0))
+    train(stopped, tmp_path / "other", console=QUIET)
+    assert equal(tmp_path / "run", tmp_path / "other")
+
+
+def test_a_list_of_several_labels_is_refused(alone: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a.mp4 0 1\nb.mp4 1\n")
+    with pytest.raises(ValueError, match="has several labels a video"):
+        train(
+            replace(alone, data=replace(alone.data, path=str(tmp_path / "train.txt"))), tmp_path / "run", console=QUIET
+        )
+
+
+def test_a_substitute_keeps_a_run_going_and_is_counted(alone: Recipe, tmp_path: Path) -> None:
+    manifest = read_manifest(alone.data.path)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    first = next(place for place, video in enumerate(manifest.videos) if video.split == "train")
+    videos = list(manifest.videos)
+    videos[first] = replace(videos[first], path=tmp_path / "bad.mp4")
+    write_manifest(replace(manifest, videos=tuple(videos)), tmp_path / "list.jsonl")
+    data = replace(alone.data, path=str(tmp_path / "list.jsonl"), on_bad_video="substitute", in_memory=False)
+    summary = train(replace(alone, data=data), tmp_path / "run", console=QUIET)
+    assert all("bad.mp4" in reason and "stood in" in reason for reason in summary["skipped"])
+    assert summary["skipped"]
+    found = evaluate(tmp_path / "run", read_manifest(alone.data.path).split("test"), machine=alone.machine)
+    assert found["skipped_in_training"] == len(summary["skipped"])
 
 
 def test_a_broken_video_stops_the_run_or_is_named_and_counted(alone: Recipe, tmp_path: Path) -> None:

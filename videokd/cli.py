@@ -1,6 +1,5 @@
 """`videokd COMMAND`: thin, one function per command."""
 
-import importlib
 import importlib.metadata
 import json
 import os
@@ -9,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import av
 import torch
@@ -20,6 +19,7 @@ import videokd
 from videokd import quickstart as quickstarts
 from videokd import recipe as recipes
 from videokd.clips import checking, synthetic
+from videokd.clips.backends import Backend, require
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest
 from videokd.clips.packing import Packing
@@ -205,7 +205,8 @@ def doctor() -> None:
     rows.append(("FFmpeg libraries in av", libraries))
     decoders = ("h264", "hevc", "vp9", "av1", "mpeg4")
     rows.append(("decoders", ", ".join(name for name in decoders if name in av.codecs_available)))
-    rows.append(("decord", _importable("decord")))
+    for backend in get_args(Backend):
+        rows.append((f"reads videos: {backend}", _works(backend)))
     rows.append(("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"))
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     rows.append(("GPU", ", ".join(names) or "none: everything runs on the CPU"))
@@ -418,12 +419,11 @@ def _trained_on(run: Path, scored: Manifest) -> int:
     return sum(video.path.resolve() in trained for video in scored.videos)
 
 
-def _importable(module: str) -> str:
+def _works(backend: Backend) -> str:
     try:
-        found = importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        return f"not usable: {error}"
-    return str(getattr(found, "__version__", "yes"))
+        return str(getattr(require(backend), "__version__", "yes"))
+    except ValueError as error:
+        return str(error)
 
 
 def _short(value: Any) -> str:

@@ -51,6 +51,8 @@ def evaluate(
         ValueError: if there is no model, or the videos have classes that it does not know.
         VideoError: for a broken video, unless `on_bad_video` is "skip".
     """
+    if videos.multi_label:
+        raise ValueError(f"{videos.source} has several labels a video, and they can't be scored yet")
     model = load_model(folder).to(machine.find())
     videos, left_out = leave_out_bad(videos, on_bad_video=on_bad_video)
     dataset = ClipDataset(

@@ -72,6 +72,8 @@ def train(
     recipe = recipes.anchored(recipe)
     device = recipe.machine.find()
     manifest = recipe.data.manifest()
+    if manifest.multi_label:
+        raise ValueError(f"{manifest.source} has several labels a video, and no loss here learns from these yet")
     check_terms(recipe.objective, list(recipe.teachers))
     policy = recipe.data.on_bad_video
     train_set, missing = leave_out_bad(training_videos(manifest, recipe), on_bad_video=policy)
