@@ -63,6 +63,25 @@ def quickstart(
 
 
 @dataclass(frozen=True)
+class _ListOptions:
+    root: Path | None = None
+    """Folder that the list's paths start from; the list's own if not given."""
+    fold: int = 1
+    """Which official split, of a set that has several."""
+    class_names: Path | None = None
+    """File with a class name a line, for lists whose labels are numbers."""
+
+    def read(self, videos: str, *, allow_leaks: bool = False) -> Manifest:
+        """The list."""
+        return read_manifest(
+            videos, root=self.root, fold=self.fold, class_names=self.class_names, allow_leaks=allow_leaks
+        )
+
+
+_HowToRead = Annotated[_ListOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
 class _TrainCommand:
     out: Path
     """Folder of the run; must hold none yet."""
@@ -105,28 +124,34 @@ def train(arguments: Sequence[str]) -> None:
 def evaluate(
     run: tyro.conf.Positional[Path],
     videos: Annotated[str | None, tyro.conf.arg(name="list")] = None,
+    how: _HowToRead = _ListOptions(),  # frozen
     split: str | None = "test",
     batch_size: int = 32,
     workers: int = 0,
     on_bad_video: Literal["error", "skip"] = "error",
+    time_limit: float = 60.0,
     machine: Machine = Machine(),  # noqa: B008  # frozen
 ) -> None:
     """Scores a trained model on a list of videos and leaves evaluation.json in its folder.
 
     Args:
         run: Folder of a finished run, or of a model that was saved.
-        videos: Folder, .csv or .jsonl of videos; the run's own list if not given.
+        videos: Folder or list of videos, in any form of data/README.md; the run's own list if not given.
+        how: How the list is read.
         split: Which split of the list; None takes every video.
         batch_size: Clips at once.
         workers: Processes that decode.
         on_bad_video: Stop at a missing or broken video, or leave it out, named and counted.
+        time_limit: Seconds that a worker may spend on a video.
         machine: Device and precision.
     """
     if videos is None:
         if not (run / "recipe.json").is_file():
             raise ValueError(f"{run} has no recipe.json to take the list from: name one with --list")
         videos = _plain_recipe(run)["data"]["path"]
-    manifest = read_manifest(videos).split(split)
+        manifest = _own_list(run).split(split)
+    else:
+        manifest = how.read(videos).split(split)
     with Progress(console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
         bar = progress.add_task("evaluating", total=2 * len(manifest.videos))
         found = evaluate_model(
@@ -136,6 +161,7 @@ def evaluate(
             batch_size=batch_size,
             workers=workers,
             on_bad_video=on_bad_video,
+            time_limit=time_limit,
             advance=lambda clips: progress.advance(bar, clips),
         )
     found |= {"split": split, "trained_on": _trained_on(run, manifest)}
@@ -240,9 +266,7 @@ def synth(
 def check(
     videos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
     out: Path | None = None,
-    root: Path | None = None,
-    fold: int = 1,
-    class_names: Path | None = None,
+    how: _HowToRead = _ListOptions(),  # frozen
     depth: checking.Depth = "decode",
     workers: int = os.cpu_count() or 1,
     time_limit: float = 60.0,
@@ -254,9 +278,7 @@ def check(
     Args:
         videos: Folder or list of videos, in any form of data/README.md.
         out: Manifest to write, a .jsonl; NAME.checked.jsonl in this folder if not given.
-        root: Folder that the list's paths start from; the list's own if not given.
-        fold: Which official split, of a set that has several.
-        class_names: File with a class name a line, for lists whose labels are numbers.
+        how: How the list is read.
         depth: Decode every frame, or list the packets and decode the first frame.
         workers: Processes.
         time_limit: Seconds for a video; one that takes longer counts as broken.
@@ -266,7 +288,7 @@ def check(
         raise ValueError(f"the manifest is a .jsonl file, not {out}")
     if out.exists():
         raise ValueError(f"{out} is there already: remove it, or name another --out")
-    manifest = read_manifest(videos, root=root, fold=fold, class_names=class_names, allow_leaks=True)
+    manifest = how.read(videos, allow_leaks=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, found = out.with_name(out.name + ".partial-check"), []
     with Progress(*Progress.get_default_columns(), console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
@@ -299,9 +321,7 @@ def pack(
     videos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
     out: Path,
     packing: Annotated[Packing, tyro.conf.arg(name="")],
-    root: Path | None = None,
-    fold: int = 1,
-    class_names: Path | None = None,
+    how: _HowToRead = _ListOptions(),  # frozen
     shard_mb: int = 512,
     workers: int = os.cpu_count() or 1,
     time_limit: float = 600.0,
@@ -315,15 +335,13 @@ def pack(
         videos: Folder or list of videos, in any form of data/README.md.
         out: Folder of the packed set; train on it with --data.path OUT.
         packing: How videos are packed.
-        root: Folder that the list's paths start from; the list's own if not given.
-        fold: Which official split, of a set that has several.
-        class_names: File with a class name a line, for lists whose labels are numbers.
+        how: How the list is read.
         shard_mb: Megabytes at which a shard is closed.
         workers: Processes.
         time_limit: Seconds for a video.
         on_bad_video: Stop at a video that can't be read, or leave it out, named and counted.
     """
-    manifest = read_manifest(videos, root=root, fold=fold, class_names=class_names)
+    manifest = how.read(videos)
     with Progress(*Progress.get_default_columns(), console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
         bar = progress.add_task("packing", total=len(manifest.videos))
         left_out = pack_videos(
@@ -408,6 +426,14 @@ def _plain_recipe(run: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
+def _own_list(run: Path) -> Manifest:
+    """The list that a run was made with."""
+    data = _plain_recipe(run)["data"]
+    return read_manifest(
+        data["path"], root=data.get("root"), fold=data.get("fold", 1), class_names=data.get("class_names")
+    )
+
+
 def _trained_on(run: Path, scored: Manifest) -> int:
     """How many of the scored clips the run was trained on."""
     if not (run / "recipe.json").is_file():
@@ -415,7 +441,7 @@ def _trained_on(run: Path, scored: Manifest) -> int:
     data = _plain_recipe(run)["data"]
     if not Path(data["path"]).exists():
         return 0
-    trained = {video.path.resolve() for video in read_manifest(data["path"]).split(data["train_split"]).videos}
+    trained = {video.path.resolve() for video in _own_list(run).split(data["train_split"]).videos}
     return sum(video.path.resolve() in trained for video in scored.videos)
 
 

@@ -6,7 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from videokd.clips.order import BatchOrder, EveryClip
 from videokd.clips.reading import VideoError, scan
 from videokd.clips.table import row_of, table_path, write_table
 from videokd.clips.views import Augment, RandomResizedCrop, ViewGrid
+from videokd.clips.workers import Workers
 from videokd.contracts import UNLABELLED, Dense, InputSpec, labelled
 
 STUDENT = InputSpec(frames=8, size=32, sampling=Dense(stride=2), crop_fraction=32 / 36)
@@ -462,3 +465,30 @@ def test_memory_stays_bounded_over_thousands_of_opens(drawn_set: Path) -> None:
         clips[index % 24, index]
     # A leak of one decoded frame of 12 kB an open would be 36 MB.
     assert resident_mb() - before < 15
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_video_too_short_for_its_sampling_is_a_bad_one(drawn_set: Path, workers: int) -> None:
+    spec = InputSpec(frames=8, size=32, sampling=Dense(stride=4, short="error"))  # 16 frames are too few
+    clips = ClipDataset(read_manifest(drawn_set).split("test"), {"student": spec})
+    with pytest.raises(ValueError, match=r"8 frames at stride 4 need 29 frames, the video has 16.*--on-bad-video"):
+        list(batches(clips, EveryClip(2, 2), workers=workers))
+
+
+def test_workers_can_be_spawned_where_there_is_no_fork(drawn_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("videokd.clips.loader.Workers", partial(Workers, start_method="spawn"))
+    clips = dataset(drawn_set, augment=Augment())
+    (plain,) = batches(clips, EveryClip(2, 2))
+    (spawned,) = batches(clips, EveryClip(2, 2), workers=1)
+    assert torch.equal(plain.clips["teacher"].frames, spawned.clips["teacher"].frames)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm here")
+def test_too_little_shared_memory_is_said_before_anybody_is_killed(
+    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    # Of 2 x 4 + 2 x 1 clips: 8 frames of 32 px and 16 of 48 px are 135 kB.
+    with pytest.raises(ValueError, match=r"need 1 MB of shared memory, and /dev/shm has 1 MB: .*--shm-size"):
+        list(batches(dataset(drawn_set), EveryClip(24, 4), workers=1))
+    assert len(list(batches(dataset(drawn_set), EveryClip(24, 4)))) == 6

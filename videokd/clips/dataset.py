@@ -85,7 +85,7 @@ class ClipDataset(Dataset[Sample]):
         self.crop_fraction = next(iter(specs.values())).crop_fraction
         self._class_numbers = {name: number for number, name in enumerate(manifest.classes)}
         self._flipped = views.flipped_classes(manifest.classes)
-        self._table = FrameTable.beside(manifest.source)
+        self.table = FrameTable.beside(manifest.source)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -98,8 +98,7 @@ class ClipDataset(Dataset[Sample]):
     def label(self, index: int) -> int:
         """The class number of a clip, or UNLABELLED; of a clip of several labels, the first one's."""
         video = self.videos[index]
-        name = video.labels[0] if video.labels else video.label
-        return UNLABELLED if name is None else self._class_numbers[name]
+        return self._class_numbers[video.names[0]] if video.names else UNLABELLED
 
     def clips(self, index: int, view_numbers: Sequence[int]) -> list[Sample]:
         """Several views of one clip, from one walk through its video.
@@ -141,11 +140,11 @@ class ClipDataset(Dataset[Sample]):
         video, (height, width) = self.videos[index], decoded.nominal
         if self.augment is None:
             grid, view = (self.grid, view_number) if self.grid else (views.ViewGrid(), 0)
-            numbers = sampling.joint_frames(decoded.times, self.specs, rng=None, position=grid.position(view))
+            numbers = self._numbers(video, decoded, None, position=grid.position(view))
             placement = grid.placement(view, height=height, width=width, crop_fraction=self.crop_fraction)
             return _Look(numbers, placement, self._target(video, flipped=False), None)
         rng = view_generator(self.seed, video.id, view_number)
-        numbers = sampling.joint_frames(decoded.times, self.specs, rng=rng)
+        numbers = self._numbers(video, decoded, rng)
         placement = views.drawn(
             self.augment,
             height=height,
@@ -157,21 +156,26 @@ class ClipDataset(Dataset[Sample]):
         seed = int(rng.integers(2**62)) if self.augment.changes_appearance else None
         return _Look(numbers, placement, self._target(video, flipped=placement.flipped), seed)
 
+    def _numbers(
+        self, video: Video, decoded: "_Decoded", rng: np.random.Generator | None, position: float = 0.5
+    ) -> dict[str, NDArray[np.int64]]:
+        try:
+            return sampling.joint_frames(decoded.times, self.specs, rng=rng, position=position)
+        except ValueError as error:  # too short for a party that does not bear it
+            raise VideoError(video.path, str(error), "broken") from error
+
     def _decoded(self, video: Video) -> "_Decoded":
         if self.memory is not None:
-            held = self.memory.read(video, short_side=self.short_side, table=self._table)
+            held = self.memory.read(video, short_side=self.short_side, table=self.table)
             return _InMemory(held)
-        index = video_index(video, self._table)
+        index = video_index(video, self.table)
         return _InFile(video, index, self.backend, short_side=self.short_side)
 
-    def _names(self, video: Video) -> tuple[str, ...]:
-        return video.labels or (() if video.label is None else (video.label,))
-
     def _may_flip(self, video: Video) -> bool:
-        return all(self._flipped[self._class_numbers[name]] is not None for name in self._names(video))
+        return all(self._flipped[self._class_numbers[name]] is not None for name in video.names)
 
     def _target(self, video: Video, *, flipped: bool) -> int | Tensor:
-        numbers = [self._class_numbers[name] for name in self._names(video)]
+        numbers = [self._class_numbers[name] for name in video.names]
         if flipped:
             numbers = [mirrored for number in numbers if (mirrored := self._flipped[number]) is not None]
         if not self.multi_label:
@@ -216,7 +220,7 @@ class FrameMemory:
         def hold(video: Video) -> None:
             # A broken video is raised, or counted, where its clip is asked for.
             with contextlib.suppress(VideoError):
-                self.read(video, short_side=dataset.short_side)
+                self.read(video, short_side=dataset.short_side, table=dataset.table)
 
         with ThreadPoolExecutor(threads) as pool:
             yield from pool.map(hold, dataset.videos)

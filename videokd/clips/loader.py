@@ -1,10 +1,12 @@
 """Clips to batches, in a fixed order, by worker processes that no video can hang or take along."""
 
+import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -178,6 +180,9 @@ class _Slots:
     """Memory for so many clips, channels last, that workers write and the main process reads."""
 
     def __init__(self, specs: Mapping[str, InputSpec], count: int, *, shared: bool) -> None:
+        self._pin = torch.cuda.is_available()
+        if shared:
+            _check_shared_memory(sum(count * spec.frames * (3 * spec.size**2 + 4) for spec in specs.values()))
         self.frames: dict[str, Tensor] = {}  # party -> uint8 (slots, T, size, size, 3)
         self.times: dict[str, Tensor] = {}  # party -> float32 (slots, T)
         for party, spec in specs.items():
@@ -194,12 +199,12 @@ class _Slots:
 
     def take(self, slots: Sequence[int]) -> dict[str, Clip]:
         """The clips in these slots, copied."""
-        wanted, pin = torch.tensor(slots), torch.cuda.is_available()
+        wanted = torch.tensor(slots)
         clips = {}
         for party, frames in self.frames.items():
             times = self.times[party]
-            held = torch.empty((len(slots), *frames.shape[1:]), dtype=torch.uint8, pin_memory=pin)
-            held_times = torch.empty((len(slots), *times.shape[1:]), pin_memory=pin)
+            held = torch.empty((len(slots), *frames.shape[1:]), dtype=torch.uint8, pin_memory=self._pin)
+            held_times = torch.empty((len(slots), *times.shape[1:]), pin_memory=self._pin)
             torch.index_select(frames, 0, wanted, out=held)
             torch.index_select(times, 0, wanted, out=held_times)
             clips[party] = Clip(held.permute(0, 1, 4, 2, 3), held_times)
@@ -329,6 +334,17 @@ class _Desk:
             id=tuple(one.id for one in placed),
             view=torch.tensor([one.view for one in placed], dtype=torch.int64),
             skipped=reasons,
+        )
+
+
+def _check_shared_memory(num_bytes: int) -> None:
+    """Raises a `ValueError` where there is too little: who writes beyond it is killed, and videos would be blamed."""
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free if shared.is_dir() else num_bytes
+    if num_bytes > free:
+        raise ValueError(
+            f"the batches need {num_bytes / 1e6:.0f} MB of shared memory, and {shared} has {free / 1e6:.0f} MB: "
+            "give the container more (docker run --shm-size), or make batches, repeats or workers fewer"
         )
 
 
