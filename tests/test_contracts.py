@@ -1,7 +1,19 @@
 import pytest
 import torch
 
-from videokd.contracts import Clip, Dense, FeatureMap, InputSpec
+from videokd.config import from_plain, to_plain
+from videokd.contracts import (
+    UNLABELLED,
+    Clip,
+    Dense,
+    FeatureMap,
+    InputSpec,
+    Sampling,
+    Segments,
+    Timed,
+    Uniform,
+    labelled,
+)
 
 
 def test_a_clip_of_another_layout_is_refused_with_its_shape() -> None:
@@ -46,3 +58,29 @@ def test_short_side_is_the_size_before_the_crop() -> None:
     assert InputSpec(frames=1, size=112, crop_fraction=0.875).short_side == 128
     with pytest.raises(ValueError, match="stride"):
         Dense(stride=0)
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])
+def test_an_impossible_rate_is_refused(fps: float) -> None:
+    with pytest.raises(ValueError, match="fps must be above 0"):
+        Timed(fps=fps)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Dense(stride=4, short="wrap"), Timed(fps=7.5, short="error"), Segments(), Uniform()]
+)
+def test_an_input_comes_back_from_plain_values(sampling: Sampling) -> None:
+    spec = InputSpec(frames=8, size=32, sampling=sampling)
+    assert from_plain(to_plain(spec)) == spec
+
+
+def test_inputs_saved_before_short_videos_had_a_choice_repeat_the_last_frame() -> None:
+    saved = {"type": "videokd.contracts:Dense", "stride": 4}
+    assert from_plain(saved) == Dense(stride=4, short="repeat")
+
+
+def test_labelled_clips_are_told_by_number_or_shares() -> None:
+    assert labelled(torch.tensor([0, UNLABELLED, 3])).tolist() == [True, False, True]
+    # The second row is a clip of several labels that has none of these two classes.
+    shares = torch.tensor([[0.7, 0.3], [0.0, 0.0], [float(UNLABELLED)] * 2])
+    assert labelled(shares).tolist() == [True, True, False]

@@ -137,6 +137,15 @@ def test_a_timed_student_lies_within_its_dense_teacher(count: int, seed: int) ->
     assert abs((student[0] + student[-1]) - (teacher[0] + teacher[-1])) / 2 <= 0.1 + 4 / 30
 
 
+@given(COUNTS, st.sampled_from([1, 2, 4]), st.sampled_from([2.0, 4.0, 8.0]), st.integers(0, 10_000))
+def test_a_timed_student_of_the_same_window_sees_frames_of_its_teacher(
+    count: int, ratio: int, fps: float, seed: int
+) -> None:
+    specs = {"student": spec(16 // ratio, Timed(fps=fps / ratio)), "teacher": spec(16, Timed(fps=fps))}
+    chosen = joint_frames(steady(count), specs, rng=np.random.default_rng(seed))
+    assert chosen["student"].tolist() == chosen["teacher"][::ratio].tolist()
+
+
 def test_a_short_video_repeats_its_last_frame() -> None:
     assert dense_frames(4, frames=4, stride=2, start=0).tolist() == [0, 2, 3, 3]
 

@@ -115,6 +115,9 @@ def test_three_crops_cover_the_long_side() -> None:
         (["swipe-LEFT", "copyright"], (None, 1)),
         (["spin clockwise", "spin counter-clockwise"], (1, 0)),
         (["anticlockwise", "clockwise"], (1, 0)),
+        (["turn_clockwise", "turn_counter_clockwise"], (1, 0)),
+        (["TurnAntiClockwise", "TurnClockwise"], (1, 0)),
+        (["take the leftmost", "left-handed", "move rightwards"], (None, None, None)),
         (["waving righthand"], (None,)),
     ],
 )

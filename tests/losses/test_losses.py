@@ -131,6 +131,31 @@ def test_label_smoothing_matches_hand_computed_value() -> None:
     assert value.item() == pytest.approx(-(0.95 * np.log(1 / 4) + 0.05 * np.log(3 / 4)))
 
 
+def test_cross_entropy_with_shares_matches_hand_computed_value() -> None:
+    # p = (1/4, 3/4), shares (0.7, 0.3): -(0.7 ln 1/4 + 0.3 ln 3/4); the second clip is unlabelled and does not count.
+    logits = torch.tensor([[0.0, np.log(3)]] * 2)
+    label = torch.tensor([[0.7, 0.3], [UNLABELLED, UNLABELLED]])
+    value = CrossEntropy()(Outputs(logits), None, label)
+    assert value.item() == pytest.approx(-(0.7 * np.log(1 / 4) + 0.3 * np.log(3 / 4)))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_with_whole_shares_is_that_with_class_numbers(label_smoothing: float) -> None:
+    loss = CrossEntropy(label_smoothing=label_smoothing)
+    numbers = torch.tensor([2, UNLABELLED, 0])
+    shares = torch.tensor([[0.0, 0.0, 1.0, 0.0], [float(UNLABELLED)] * K, [1.0, 0.0, 0.0, 0.0]])
+    logits = torch.randn(3, K, requires_grad=True)
+    by_number, by_share = (loss(Outputs(logits), None, label) for label in (numbers, shares))
+    torch.testing.assert_close(by_share, by_number)
+    (ours,), (expected,) = (torch.autograd.grad(value, logits) for value in (by_share, by_number))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_cross_entropy_with_shares_of_no_labelled_clip_is_zero() -> None:
+    value = CrossEntropy(label_smoothing=0.1)(Outputs(torch.randn(2, K)), None, torch.full((2, K), float(UNLABELLED)))
+    assert value.item() == 0
+
+
 def test_soft_targets_match_hand_computed_value() -> None:
     # At T = 2, logits (0, 2 ln 3) soften to (1/4, 3/4) and (0, 0) to (1/2, 1/2).
     # KL = 1/4 ln(1/4 / 1/2) + 3/4 ln(3/4 / 1/2), times T^2 = 4, mean over the two equal clips.

@@ -41,7 +41,8 @@ def mixed(batch: Batch, mix: Mix, *, num_classes: int, seed: int, step: int) -> 
     label = _shares(batch.label, num_classes)
     if not hit or not batch.id:
         return replace(batch, label=label)
-    partner = _partners(labelled(batch.label), rng)
+    known = labelled(batch.label)
+    partner = _partners(known, rng)
     clips, kept = {}, share
     for number, (party, clip) in enumerate(batch.clips.items()):
         other = clip.frames[partner]
@@ -56,9 +57,8 @@ def mixed(batch: Batch, mix: Mix, *, num_classes: int, seed: int, step: int) -> 
             blend = clip.frames.float().mul_(share).add_(other.float(), alpha=1 - share)
             frames = blend.round_().to(torch.uint8)
         clips[party] = Clip(frames, clip.times)
-    known = labelled(batch.label)[:, None]
     blended = kept * label + (1 - kept) * label[partner]
-    return replace(batch, clips=clips, label=torch.where(known, blended, label))
+    return replace(batch, clips=clips, label=torch.where(known[:, None], blended, label))
 
 
 def _shares(label: Tensor, num_classes: int) -> Tensor:  # float32 (B, K)
@@ -70,7 +70,8 @@ def _shares(label: Tensor, num_classes: int) -> Tensor:  # float32 (B, K)
 
 def _partners(known: Tensor, rng: np.random.Generator) -> Tensor:
     """Who each clip is mixed with, (B,): the next one of its kind, in a random circle of all."""
-    around = torch.from_numpy(rng.permutation(len(known))).to(known.device)
+    # A copy that blocks would wait for all the device's work.
+    around = torch.from_numpy(rng.permutation(len(known))).to(known.device, non_blocking=True)
     # A stable sort by kind keeps the circle's order within each kind, without asking the device how many there are.
     order = around[known[around].int().argsort(stable=True)]
     kinds = known[order]

@@ -227,15 +227,15 @@ def flip_sensitive(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 _GREY = 128
-_MIRROR = {"left": "right", "clockwise": "counterclockwise"}
+_MIRROR = {f"left{ending}": f"right{ending}" for ending in ("", "ward", "wards", "hand", "handed", "most")}
+_MIRROR["clockwise"] = "counterclockwise"
 _OPPOSITES = _MIRROR | {after: before for before, after in _MIRROR.items()}
-_OPPOSITES |= {"leftward": "rightward", "rightward": "leftward", "leftwards": "rightwards", "rightwards": "leftwards"}
-_OPPOSITES |= {"anticlockwise": "clockwise", "lefthand": "righthand", "righthand": "lefthand"}
 
 
 def _words(name: str) -> list[str]:
-    """The words of "swipe_left", "PushLeft" or "counter-clockwise" and what lies between them, in their order."""
-    name = re.sub(r"(?i)\b(counter|anti)[-_ ]?(clockwise)", r"\1\2", name)
+    """The words of "swipe_left" or "PushLeft" and what lies between them, in their order; "anti-clockwise" and the
+    like are one word, "counterclockwise"."""
+    name = re.sub(r"(?i)(counter|anti)[-_ ]?clockwise", " counterclockwise ", name)
     return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+", name)
 
 
@@ -247,9 +247,8 @@ def _mirrored(name: str) -> str | None:
 
 
 def _spelt(name: str) -> str:
-    """A name by which classes are compared: "counterclockwise" and "anticlockwise" are one word."""
-    letters = re.sub("[^a-z0-9]", "", "".join(_words(name)).lower())
-    return letters.replace("anticlockwise", "counterclockwise")
+    """A name by which classes are compared, whatever stands between their words."""
+    return re.sub("[^a-z0-9]", "", "".join(_words(name)).lower())
 
 
 def _erased(frames: Tensor, erase: RandomErasing, rng: np.random.Generator) -> Tensor:
