@@ -20,6 +20,10 @@ def rows(manifest: Manifest) -> list[tuple[str, str | None, str | None]]:
         ("jump/a b.mp4 0\nrun/c.mp4 1\n", [("jump/a b.mp4", "0"), ("run/c.mp4", "1")]),
         ("a.mp4,0\nb.mp4,1\n", [("a.mp4", "0"), ("b.mp4", "1")]),
         ("x, y.mp4;3\nz.mp4;10\n", [("x, y.mp4", "3"), ("z.mp4", "10")]),
+        ("x, y.mp4,3\nz.mp4,10\n", [("x, y.mp4", "3"), ("z.mp4", "10")]),
+        ('"x, y.mp4",3\nz.mp4,10\n', [("x, y.mp4", "3"), ("z.mp4", "10")]),
+        ("a  b.mp4  3\nz.mp4 10\n", [("a  b.mp4", "3"), ("z.mp4", "10")]),
+        ("x, y.mp4\nz.ogv\n", [("x, y.mp4", None), ("z.ogv", None)]),
         ("a.mp4\tjumping jack\nb.mp4\tclean and jerk\n", [("a.mp4", "jumping jack"), ("b.mp4", "clean and jerk")]),
         ("a.AVI -1\nb.webm 2\n", [("a.AVI", None), ("b.webm", "2")]),
         ("a.mp4\nsome where/b.mkv\n", [("a.mp4", None), ("some where/b.mkv", None)]),  # unlabelled
@@ -43,11 +47,59 @@ def test_class_numbers_get_their_names(tmp_path: Path) -> None:
     assert rows(manifest) == [("a.mp4", "yoga", "train"), ("b.mp4", "abseiling", "train")]
     assert manifest.has_splits
     (tmp_path / "train.csv").write_text("a.mp4 3\n")
-    with pytest.raises(ValueError, match=r"a\.mp4 has the label '3', and there are 3 class names"):
+    with pytest.raises(ValueError, match=r"train\.csv: line 1: a\.mp4 has the label '3', .* from 0 to 2"):
         read_manifest(tmp_path / "train.csv", class_names=tmp_path / "names.txt")
     (tmp_path / "names.txt").write_text("1 yoga\n2 yoga\n")
     with pytest.raises(ValueError, match="names the class 'yoga' twice"):
         read_manifest(tmp_path / "train.csv", class_names=tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ("abseiling\nair drumming\n", (0, 1)),
+        ("id,name\n0,abseiling\n1,air drumming\n", (0, 1)),
+        ("name,id\nabseiling,0\nair drumming,1\n", (0, 1)),
+        ("air drumming;1\nabseiling;0\n", (0, 1)),
+        ("1 abseiling\r\n2 air drumming\r\n\r\n", (1, 2)),  # UCF101's classInd.txt, whose lists count from 1
+    ],
+)
+def test_class_names_keep_the_numbers_that_their_file_gives(
+    tmp_path: Path, names: str, labels: tuple[int, int]
+) -> None:
+    (tmp_path / "train.txt").write_text(f"a.mp4 {labels[1]}\nb.mp4 {labels[0]}\n")
+    (tmp_path / "names.csv").write_text(names)
+    manifest = read_manifest(tmp_path / "train.txt", class_names=tmp_path / "names.csv")
+    assert manifest.classes == ("abseiling", "air drumming")
+    assert [video.label for video in manifest.videos] == ["air drumming", "abseiling"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("100 metre dash\n400 metre dash\n", r"numbers that do not run from 0 or 1 without a gap; .* write 0, 1"),
+        ("1\n0\n", "calls class number 0 '1', which is a number too"),
+    ],
+)
+def test_class_names_that_may_mean_two_things_are_refused(tmp_path: Path, names: str, message: str) -> None:
+    (tmp_path / "train.txt").write_text("a.mp4 0\n")
+    (tmp_path / "names.txt").write_text(names)
+    with pytest.raises(ValueError, match=message):
+        read_manifest(tmp_path / "train.txt", class_names=tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("list.csv", "path;label;split"), ("list.tsv", "path\tlabel\tsplit"), ("list.csv", "Path,label")],
+)
+def test_a_header_may_have_any_separator(tmp_path: Path, name: str, header: str) -> None:
+    separator = header[4]
+    (tmp_path / name).write_text(f"{header}\na b.mp4{separator}jump{separator}val\n")
+    if header.startswith("P"):
+        with pytest.raises(ValueError, match=r"line 1 has no column 'path' \(it has Path, label\)"):
+            read_manifest(tmp_path / name)
+    else:
+        assert rows(read_manifest(tmp_path / name)) == [("a b.mp4", "jump", "val")]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +118,12 @@ def test_a_list_named_after_a_split_is_all_of_it(tmp_path: Path, name: str, spli
     assert manifest.has_splits == (split is not None)
     if split:
         assert {video.split for video in manifest.videos} == {split}
+
+
+def test_json_lines_called_after_a_split_are_all_of_it_but_for_what_they_say(tmp_path: Path) -> None:
+    lines = [{"path": f"{n}.mp4", "label": "x", "split": None if n else "val"} for n in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [video.split for video in read_manifest(tmp_path / "train.jsonl").videos] == ["val"] + ["train"] * 19
 
 
 def test_a_folder_of_lists_is_a_set_with_splits(tmp_path: Path) -> None:
@@ -87,6 +145,36 @@ def test_folders_of_pictures_say_how_many_frames(tmp_path: Path) -> None:
         ("some/directory-2", 122, "1"),
         ("some/directory-3", 258, "2"),
     ]
+    (tmp_path / "list.txt").write_text("my dir  163  1\n78687 60 -1\n")  # Something-Something's folders are numbers
+    assert [(video.id, video.frames, video.label) for video in read_manifest(tmp_path / "list.txt").videos] == [
+        ("my dir", 163, "1"),
+        ("78687", 60, None),
+    ]
+
+
+def test_a_name_without_suffix_and_one_number_is_refused_unless_it_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("clips/a 3\n")
+    with pytest.raises(
+        ValueError, match=r"list\.txt: line 1 may be a video without a suffix and its label, or a folder"
+    ):
+        read_manifest(tmp_path / "list.txt")
+    (tmp_path / "clips" / "a").mkdir(parents=True)
+    (video,) = read_manifest(tmp_path / "list.txt").videos
+    assert (video.frames, video.label) == (3, None)
+
+
+def test_a_split_of_single_labels_is_still_of_a_set_of_several(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a.mp4 1 2\nb.mp4 -1\nc.mp4 -1 2\n")
+    (tmp_path / "val.txt").write_text("d.mp4 1\n")
+    manifest = read_manifest(tmp_path)
+    assert manifest.split("val").multi_label
+    assert [(video.label, video.labels) for video in manifest.videos] == [
+        (None, ("1", "2")),
+        (None, ()),
+        (None, ("2",)),
+        (None, ("1",)),
+    ]
+    assert manifest.classes == ("1", "2")
 
 
 def test_several_labels_a_video(tmp_path: Path) -> None:
@@ -129,6 +217,10 @@ def test_kinetics_files_are_found_in_the_usual_places(tmp_path: Path) -> None:
     (tmp_path / "k400.csv").write_text("label,youtube_id,time_start,time_end,split,is_cc\nyoga,abc,1,eleven,train,0\n")
     with pytest.raises(ValueError, match=r"k400\.csv: line 2 is not label,youtube_id,time_start"):
         read_manifest(tmp_path / "k400.csv")
+    for row in ("yoga,abc,1,11,train,0,more", "yoga,,1,11,train,0"):
+        (tmp_path / "k400.csv").write_text(f"label,youtube_id,time_start,time_end,split,is_cc\n{row}\n")
+        with pytest.raises(ValueError, match=r"k400\.csv: line 2 does not fill the columns"):
+            read_manifest(tmp_path / "k400.csv")
 
 
 @pytest.fixture
@@ -167,11 +259,29 @@ def test_ucf101_official_splits(ucf101: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
+        (
+            "trainlist01.txt",
+            "YoYo/v_YoYo_g25_c05.avi 1\n",
+            r"trainlist01\.txt: line 1: classInd\.txt gives YoYo the .* 2",
+        ),
+        (
+            "trainlist01.txt",
+            "YoYo/v_YoYo_g25_c05.avi\n",
+            r"trainlist01\.txt: line 1: classInd\.txt gives YoYo the .* 2",
+        ),
         ("trainlist01.txt", "ApplyEyeMakeup/clip.avi 1\n", r"trainlist01\.txt: line 1 is not CLASS/v_CLASS_gNN_cNN"),
         ("testlist01.txt", "Yo/v_Yo_g01_c01.avi\n", r"testlist01\.txt: line 1 is not .* of a class"),
         ("classInd.txt", "1 ApplyEyeMakeup\nYoYo\n", r"classInd\.txt: line 2 is not `2 CLASS`: 'YoYo'"),
-        ("testlist01.txt", "YoYo/v_YoYo_g25_c05.avi\n", "lists YoYo/v_YoYo_g25_c05.avi twice"),
-        ("testlist01.txt", "YoYo/v_YoYo_g25_c07.avi\n", r"group 'YoYo/g25' lies in the splits 'train' and 'test'"),
+        (
+            "testlist01.txt",
+            "YoYo/v_YoYo_g25_c05.avi\n",
+            r"testlist01\.txt: line 1 lists YoYo/v_YoYo_g25_c05.avi twice: before at .*trainlist01\.txt: line 2",
+        ),
+        (
+            "testlist01.txt",
+            "YoYo/v_YoYo_g25_c07.avi\n",
+            r"testlist01\.txt: line 1: group 'YoYo/g25' lies in the splits 'train' and 'test'",
+        ),
     ],
 )
 def test_a_wrong_ucf101_file_is_named_with_its_line(ucf101: Path, file: str, text: str, message: str) -> None:
@@ -191,6 +301,10 @@ def test_hmdb51_official_splits(tmp_path: Path) -> None:
     odd = "#122_Cleaning_Up_The_Beach;_(Part_2)_pick_f_cm_np1_fr_med_1.avi"
     (tmp_path / "pick_test_split1.txt").write_text(f"{odd} 1 \n")
     (tmp_path / "pick_test_split2.txt").write_text(f"{odd} 2 \n")
+    with pytest.raises(ValueError, match=r"has no brush_hair_test_split2\.txt: is there a fold 2"):
+        read_manifest(tmp_path, fold=2)
+    with pytest.raises(ValueError, match="one of HMDB51's lists, one a class: name their folder"):
+        read_manifest(tmp_path / "pick_test_split1.txt")
     manifest = read_manifest(tmp_path)
     assert manifest.classes == ("brush_hair", "pick")
     assert rows(manifest) == [
@@ -231,6 +345,9 @@ def test_something_something(tmp_path: Path, prefix: str) -> None:
         ("1420.webm", None, "test"),
     ]
     assert manifest.videos[0].path == tmp_path / "videos" / "78687.webm"
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "78687.mp4").touch()  # converted
+    assert read_manifest(tmp_path, root=tmp_path / "videos").videos[1].path == tmp_path / "videos" / "74225.mp4"
     validation[0]["template"] = "Moving [something] sideways"
     (tmp_path / f"{prefix}validation.json").write_text(json.dumps(validation))
     with pytest.raises(ValueError, match=r"entry 1 of validation\.json has the template 'Moving something sideways'"):
@@ -238,6 +355,14 @@ def test_something_something(tmp_path: Path, prefix: str) -> None:
     (tmp_path / f"{prefix}train.json").write_text('[\n{"id": "1",\n]')
     with pytest.raises(ValueError, match=r"train\.json: line 3 is not JSON"):
         read_manifest(tmp_path)
+    for wrong in ('["id"]', '[{"id": "1"}]'):
+        (tmp_path / f"{prefix}train.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"entry 1 of train\.json has no id, or no template"):
+            read_manifest(tmp_path)
+    for wrong in ('["Moving something up"]', '{"Moving something up": "zero"}', '{"Moving something up": "1"}'):
+        (tmp_path / f"{prefix}labels.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"labels\.json does not give every template a number from 0"):
+            read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -248,13 +373,21 @@ def test_something_something(tmp_path: Path, prefix: str) -> None:
         ("just words\n", "line 1 is neither `path label` nor a path: 'just words'"),
         ("a.mp4 0 1\nb.mp4 zero one\n", "line 2: several labels are numbers"),
         ("\n", "line 1 is empty"),
-        ("a.mp4 0\na.mp4 1\n", "lists a.mp4 twice"),
+        ("dir -1 3\n", "line 1 names no video"),
+        ("a.mp4 0\n\na.mp4 1\n", r"list\.txt: line 3 lists a.mp4 twice: before at .*list\.txt: line 1"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_manifest(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.jsonl"])
+def test_a_list_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"path,label\na.mp4,0\ncaf\xe9.mp4,1\n")
+    with pytest.raises(ValueError, match=rf"{name}: line 3 is not UTF-8 .*: convert the file"):
+        read_manifest(tmp_path / name)
 
 
 def test_a_manifest_keeps_what_it_says(tmp_path: Path) -> None:

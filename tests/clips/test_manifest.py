@@ -14,7 +14,7 @@ def touch(path: Path) -> Path:
 
 
 def test_a_folder_per_class_is_read(tmp_path: Path) -> None:
-    for name in ("jump/b.mp4", "jump/a.AVI", "run/c.webm", "run/notes.txt"):
+    for name in ("jump/b.mp4", "jump/a.AVI", "run/c.webm", "run/notes.txt", "jump/._a.AVI", "run/.cache/d.mp4"):
         touch(tmp_path / name)
     manifest = read_manifest(tmp_path)
     assert [(video.id, video.label) for video in manifest.videos] == [
