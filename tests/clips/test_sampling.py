@@ -12,6 +12,7 @@ from videokd.clips.sampling import (
     timed_frames,
     uniform_frames,
 )
+from videokd.clips.views import ViewGrid
 from videokd.contracts import Dense, InputSpec, Sampling, Segments, Short, Timed, Uniform
 
 COUNTS = st.integers(1, 400)
@@ -113,8 +114,11 @@ def test_test_views_go_from_the_start_to_the_end() -> None:
     starts = [int(joint_frames(steady(100), specs, rng=None, position=p / 9)["student"][0]) for p in range(10)]
     # 37 starts, 0 to 36, in nine steps of 4.
     assert starts == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
-    ends = [joint_frames(steady(12), {"student": spec(3, Segments())}, rng=None, position=p)["student"] for p in (0, 1)]
-    assert [end.tolist() for end in ends] == [[0, 4, 8], [3, 7, 11]]
+    segments = {"student": spec(3, Segments())}
+    offsets = [ViewGrid(temporal=2, spatial=3).offset(view) for view in (0, 5)]
+    assert offsets == [0.25, 0.75]
+    parts = [joint_frames(steady(12), segments, rng=None, offset=offset)["student"].tolist() for offset in offsets]
+    assert parts == [[1, 5, 9], [3, 7, 11]]
 
 
 @given(COUNTS, st.floats(0, 1), st.sampled_from([Dense(stride=3), Timed(fps=7.5), Segments(), Uniform()]))

@@ -140,7 +140,7 @@ class ClipDataset(Dataset[Sample]):
         video, (height, width) = self.videos[index], decoded.nominal
         if self.augment is None:
             grid, view = (self.grid, view_number) if self.grid else (views.ViewGrid(), 0)
-            numbers = self._numbers(video, decoded, None, position=grid.position(view))
+            numbers = self._numbers(video, decoded, None, grid.position(view), grid.offset(view))
             placement = grid.placement(view, height=height, width=width, crop_fraction=self.crop_fraction)
             return _Look(numbers, placement, self._target(video, flipped=False), None)
         rng = view_generator(self.seed, video.id, view_number)
@@ -157,10 +157,15 @@ class ClipDataset(Dataset[Sample]):
         return _Look(numbers, placement, self._target(video, flipped=placement.flipped), seed)
 
     def _numbers(
-        self, video: Video, decoded: "_Decoded", rng: np.random.Generator | None, position: float = 0.5
+        self,
+        video: Video,
+        decoded: "_Decoded",
+        rng: np.random.Generator | None,
+        position: float = 0.5,
+        offset: float = 0.5,
     ) -> dict[str, NDArray[np.int64]]:
         try:
-            return sampling.joint_frames(decoded.times, self.specs, rng=rng, position=position)
+            return sampling.joint_frames(decoded.times, self.specs, rng=rng, position=position, offset=offset)
         except ValueError as error:  # too short for a party that does not bear it
             raise VideoError(video.path, str(error), "broken") from error
 

@@ -98,7 +98,12 @@ def uniform_frames(num_frames: int, *, frames: int) -> FrameNumbers:
 
 
 def joint_frames(
-    times: Seconds, specs: Mapping[str, InputSpec], *, rng: np.random.Generator | None, position: float = 0.5
+    times: Seconds,
+    specs: Mapping[str, InputSpec],
+    *,
+    rng: np.random.Generator | None,
+    position: float = 0.5,
+    offset: float = 0.5,
 ) -> dict[str, FrameNumbers]:
     """Frame numbers for every party of a run, from one draw.
 
@@ -111,8 +116,9 @@ def joint_frames(
         times: (N,) seconds of the video's frames.
         specs: party name -> what it wants to see.
         rng: where random samplings draw from; None for a test view.
-        position: of a test view: 0 begins a window at the video's start, 1 ends it at the video's end, and 0.5 centres
-            it; a frame of a segment is taken from this place in the segment.
+        position: of a test view's windows: 0 begins them at the video's start, 1 ends them at the video's end, and 0.5
+            centres them.
+        offset: of a test view's frames in their segments, in [0, 1).
 
     Raises:
         ValueError: for a video that is too short for a party that does not bear it.
@@ -127,7 +133,7 @@ def joint_frames(
         if any(isinstance(spec.sampling, Timed) for spec in windows.values())
         else _joint_dense(num_frames, windows, position, drawn=rng is not None)
     )
-    chosen |= _joint_segments(num_frames, segments, rng, position)
+    chosen |= _joint_segments(num_frames, segments, rng, offset)
     for party, spec in specs.items():
         if isinstance(spec.sampling, Uniform):
             chosen[party] = uniform_frames(num_frames, frames=spec.frames)
@@ -195,7 +201,7 @@ def _joint_timed(times: Seconds, specs: Mapping[str, InputSpec], position: float
 
 
 def _joint_segments(
-    num_frames: int, specs: Mapping[str, InputSpec], rng: np.random.Generator | None, position: float
+    num_frames: int, specs: Mapping[str, InputSpec], rng: np.random.Generator | None, offset: float
 ) -> dict[str, FrameNumbers]:
     chosen: dict[str, FrameNumbers] = {}
     for party, spec in sorted(specs.items(), key=lambda item: (-item[1].frames, item[0])):
@@ -205,7 +211,7 @@ def _joint_segments(
             picks = np.arange(spec.frames) * group + rng.integers(group, size=spec.frames)
             chosen[party] = finest[picks]
         else:
-            offsets = np.full(spec.frames, min(position, 1 - 1e-9)) if rng is None else rng.random(spec.frames)
+            offsets = np.full(spec.frames, offset) if rng is None else rng.random(spec.frames)
             chosen[party] = segment_frames(num_frames, frames=spec.frames, offsets=offsets)
     return chosen
 

@@ -139,6 +139,10 @@ class ViewGrid:
         moment = self._checked(view) // self.spatial
         return 0.5 if self.temporal == 1 else moment / (self.temporal - 1)
 
+    def offset(self, view: int) -> float:
+        """Where in its segment a view's frame lies, from 0 to 1: views part the segment among them."""
+        return (self._checked(view) // self.spatial + 0.5) / self.temporal
+
     def placement(self, view: int, *, height: int, width: int, crop_fraction: float) -> "Placement":
         """Where in frames of height x width pixels a view lies."""
         place = self._checked(view) % self.spatial
