@@ -73,6 +73,16 @@ def test_a_box_is_that_part_of_the_whole_picture(
     assert (part - expected).abs().mean() < (1 if "10" in pix_fmt else 0.2)
 
 
+@pytest.mark.parametrize("colours", ["colormatrix=bt709", "fullrange=on", "colormatrix=bt2020nc"])
+def test_a_part_has_the_colours_of_the_whole(colours: str, tmp_path: Path) -> None:
+    red = np.zeros((64, 96, 3), dtype=np.uint8)
+    red[..., 0] = 220
+    path = write(tmp_path / "video.mkv", [red], options={"qp": "0", "x264-params": colours})
+    whole = read(path, [0]).frames[0].float()
+    assert (whole.mean((1, 2)) - torch.tensor([220.0, 0.0, 0.0])).abs().max() > 5  # encoded as if it were BT.601
+    torch.testing.assert_close(cut(path, Box(8, 8, 32, 32)), whole[:, 8:40, 8:40], atol=1, rtol=0)
+
+
 def test_a_box_of_a_picture_with_a_palette(tmp_path: Path) -> None:
     Image.fromarray(smooth(64, 96)).quantize(256).save(tmp_path / "palette.png")
     whole = read(tmp_path / "palette.png", [0]).frames[0].float()

@@ -198,6 +198,12 @@ def test_a_student_of_the_same_window_sees_frames_of_its_teacher(
     assert chosen["student"].tolist() == chosen["teacher"][::ratio].tolist()
 
 
+def test_a_window_that_has_no_place_in_the_very_middle_sits_on_the_grid() -> None:
+    # 16 x 4 frames and 5 x 4: the middle would begin at frame 22, and the grid has 20.
+    specs = {"student": spec(5, Dense(stride=4)), "teacher": spec(16, Dense(stride=4))}
+    assert joint_frames(steady(64), specs, rng=None)["student"].tolist() == [20, 24, 28, 32, 36]
+
+
 def test_a_narrower_window_sits_in_the_middle_of_the_wider_on_its_grid() -> None:
     specs = {"student": spec(4, Dense(stride=4)), "teacher": spec(16, Dense(stride=4))}
     chosen = joint_frames(steady(64), specs, rng=None)

@@ -243,8 +243,8 @@ def test_teacher_and_student_see_a_painted_dot_at_the_same_place_and_time(painte
 
 
 def test_a_view_shows_the_part_of_the_file_that_its_box_names(painted: Manifest) -> None:
-    # The centred crop of 0.875: 84 of 96 rows from 6 on, and of 128 columns from 22 on.
-    spec = InputSpec(frames=1, size=84, crop_fraction=0.875)
+    # The centred crop of 0.875: 84 of 96 rows from 6 on, and of 128 columns from 22 on, seen at half the size.
+    spec = InputSpec(frames=1, size=42, crop_fraction=0.875)
     place = seen_at(ClipDataset(painted, {"student": spec})[0]["clips"]["student"]["frames"][0])
     row, column = dot(23)  # 48 starts; the middle one is 23
     assert place == pytest.approx(((row - 6) / 84, (column - 22) / 84), abs=1 / 84)
