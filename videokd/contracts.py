@@ -1,6 +1,6 @@
 """What crosses the borders between clips, models and losses, with shapes.
 
-Letters used everywhere: B clips, T frames, H height, W width, C channels, K classes.
+Letters used everywhere: B clips, T frames, H height, W width, C channels, K classes, S samples of sound.
 """
 
 from collections.abc import Mapping
@@ -91,6 +91,31 @@ class InputSpec:
         return round(self.size / self.crop_fraction)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SoundSpec:
+    """What a model that listens wants to hear: the sound around the frames that the others see."""
+
+    seconds: float = 2.0
+    """Length of the sound, around the middle of the clip."""
+    sample_rate: int = 16000
+    """Samples a second; every file is resampled to it, and its channels are averaged."""
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0 or self.sample_rate < 1:
+            raise ValueError(
+                f"seconds is above 0 and sample_rate at least 1, got {self.seconds} and {self.sample_rate}"
+            )
+
+    @property
+    def samples(self) -> int:
+        """S, samples in a clip."""
+        return round(self.seconds * self.sample_rate)
+
+
+ViewSpec = InputSpec | SoundSpec
+"""What one party wants of a clip: to see it, or to hear it."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """Frames as they were decoded, still bytes: each model makes them float at its own door."""
@@ -121,10 +146,46 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """The sound of the same seconds, for parties that listen."""
+
+    samples: Tensor  # float32 (B, S), mono, in [-1, 1]; 0 where there is none
+    start: Tensor  # float32 (B,), seconds in the source video of the first sample
+    heard: Tensor  # bool (B,), False for a video that has no sound in these seconds
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim != 2 or self.start.shape != self.heard.shape or len(self.start) != len(self.samples):
+            raise ValueError(
+                "a sound is (B, S) with start and heard (B,), "
+                f"got {tuple(self.samples.shape)}, {tuple(self.start.shape)} and {tuple(self.heard.shape)}"
+            )
+
+    def to(self, device: torch.device) -> "Sound":
+        """The same sound on `device`; the copy does not block when the source is pinned."""
+        return Sound(*(part.to(device, non_blocking=True) for part in (self.samples, self.start, self.heard)))
+
+    def pin_memory(self) -> "Sound":
+        """The same sound in page-locked memory; `DataLoader` calls this."""
+        return Sound(*(part.pin_memory() for part in (self.samples, self.start, self.heard)))
+
+    def at(self, order: Tensor) -> "Sound":
+        """Equally long pieces in another order: order int64 (B, P); what is left over at the end stays."""
+        length = self.samples.shape[1] // order.shape[1]
+        kept = length * order.shape[1]
+        pieces = self.samples[:, :kept].unflatten(1, (order.shape[1], length))
+        picked = torch.take_along_dim(pieces, order[:, :, None], dim=1).flatten(1)
+        return Sound(torch.cat([picked, self.samples[:, kept:]], dim=1), self.start, self.heard)
+
+
+View = Clip | Sound
+"""What one party gets of a clip."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step's clips: a view of the same decode, under the same augmentation, for every party."""
 
-    clips: Mapping[str, Clip]  # party name -> its view: "student", and every teacher by name
+    clips: Mapping[str, View]  # party name -> its view: "student", and every teacher by name
     label: Tensor  # int64 (B,), UNLABELLED where the class is unknown; or shares (B, K), see `labelled`
     id: tuple[str, ...]  # (B,), the clip's name in the manifest
     view: Tensor  # int64 (B,), view number: (seed, id, view) makes the same views again
@@ -178,3 +239,12 @@ class Outputs:
 
     logits: Tensor | None  # (B, K)
     features: Mapping[str, FeatureMap] = field(default_factory=dict)  # tap name -> map
+    known: Tensor | None = None  # bool (B,), the clips that it says something about; None for all of them
+
+    def at(self, rows: Tensor) -> "Outputs":
+        """Some of the clips: rows bool (B,) or int64 (N,)."""
+        return Outputs(
+            None if self.logits is None else self.logits[rows],
+            {tap: FeatureMap(found.values[rows], found.times[rows]) for tap, found in self.features.items()},
+            None if self.known is None else self.known[rows],
+        )

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from videokd.config import nearest
-from videokd.contracts import Batch, Clip, FeatureMap, Grid, Outputs
+from videokd.contracts import Batch, Clip, FeatureMap, Grid, Outputs, Sound, View, labelled
 from videokd.losses import Loss, Pair
-from videokd.models import VideoModel
+from videokd.models import Model
 
 _FINENESS: dict[Grid, int] = {"clip": 0, "frames": 1, "map": 2}
 
@@ -42,7 +43,9 @@ class Student(nn.Module):
     `model` alone is what is evaluated, saved and shipped. Terms that compare the same taps share a projection.
     """
 
-    def __init__(self, model: VideoModel, terms: Mapping[str, Term], teachers: "Mapping[str, Teacher]") -> None:
+    def __init__(
+        self, model: Model[Any], terms: Mapping[str, Term], teachers: "Mapping[str, Teacher | Mixture]"
+    ) -> None:
         super().__init__()
         self.model = model
         self.pairs: dict[str, Pair] = {}
@@ -60,18 +63,20 @@ class Student(nn.Module):
         if projected:
             widths = tap_widths(model, {pair.student for pair, _ in projected.values()})
             for key, (pair, teacher) in projected.items():
-                self.projections[key] = nn.Linear(widths[pair.student], teachers[teacher].widths[pair.teacher])
+                source = teachers[teacher]
+                assert isinstance(source, Teacher)  # `check_terms` refuses features of a mixture
+                self.projections[key] = nn.Linear(widths[pair.student], source.widths[pair.teacher])
 
-    def forward(self, clip: Clip) -> Outputs:
+    def forward(self, view: View) -> Outputs:
         """Logits, and under each pair's key the student's side of it."""
-        outputs = self.model(clip, tuple({pair.student for pair in self.pairs.values()}))
+        outputs = self.model(view, tuple({pair.student for pair in self.pairs.values()}))
         features = {}
         for key, pair in self.pairs.items():
             pooled = outputs.features[pair.student].pooled(pair.grid)
             if key in self.projections:
                 pooled = FeatureMap(self.projections[key](pooled.values), pooled.times)
             features[key] = pooled
-        return Outputs(outputs.logits, features)
+        return Outputs(outputs.logits, features, outputs.known)
 
 
 class Teacher:
@@ -84,7 +89,7 @@ class Teacher:
             its number alone; for runs that see the same views again.
     """
 
-    def __init__(self, model: VideoModel, taps: Mapping[str, Grid], *, remember: bool = False) -> None:
+    def __init__(self, model: Model[Any], taps: Mapping[str, Grid], *, remember: bool = False) -> None:
         model.check_taps(list(taps))
         self.model = model.eval().requires_grad_(False)
         self.taps = dict(taps)
@@ -92,31 +97,74 @@ class Teacher:
         self._memory: dict[tuple[str, int], dict[str, Tensor]] | None = {} if remember else None
 
     @torch.no_grad()
-    def __call__(self, clip: Clip, ids: Sequence[str], views: Tensor) -> Outputs:
-        """Targets for a batch of clips, whose names and view numbers are `ids` and `views` (B,)."""
+    def __call__(self, view: View | Tensor, ids: Sequence[str], views: Tensor) -> Outputs:
+        """Targets for a batch of clips.
+
+        Args:
+            view: what the model takes: frames, sound, or the labels (of a text teacher).
+            ids: names of the clips.
+            views: (B,), their view numbers.
+        """
         if self._memory is None:
-            return self._compute(clip)
+            return self._compute(view)
         keys = list(zip(ids, views.tolist(), strict=True))
         new = [place for place, key in enumerate(keys) if key not in self._memory]
         if new:
-            self._store([keys[place] for place in new], self._compute(Clip(clip.frames[new], clip.times[new])))
+            self._store([keys[place] for place in new], self._compute(_rows(view, new)))
         rows = [self._memory[key] for key in keys]
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         features = {tap: FeatureMap(stacked[tap], stacked[f"{tap}.times"]) for tap in self.taps}
-        return Outputs(stacked["logits"], features)
+        return Outputs(stacked.get("logits"), features, stacked.get("known"))
 
-    def _compute(self, clip: Clip) -> Outputs:
-        outputs = self.model(clip, tuple(self.taps))
-        return Outputs(outputs.logits, {tap: outputs.features[tap].pooled(grid) for tap, grid in self.taps.items()})
+    def _compute(self, view: View | Tensor) -> Outputs:
+        outputs: Outputs = self.model(view, tuple(self.taps))
+        features = {tap: outputs.features[tap].pooled(grid) for tap, grid in self.taps.items()}
+        return Outputs(outputs.logits, features, outputs.known)
 
     def _store(self, keys: Sequence[tuple[str, int]], outputs: Outputs) -> None:
         assert self._memory is not None
-        assert outputs.logits is not None
+        whole = {
+            name: part for name, part in (("logits", outputs.logits), ("known", outputs.known)) if part is not None
+        }
         for place, key in enumerate(keys):
-            row = {"logits": outputs.logits[place]}
+            row = {name: part[place] for name, part in whole.items()}
             for tap, feature_map in outputs.features.items():
                 row |= {tap: feature_map.values[place].clone(), f"{tap}.times": feature_map.times[place].clone()}
             self._memory[key] = row
+
+
+MixtureWeights = Literal["uniform", "confidence"]
+"""All teachers alike; or each by the probability that it gives the clip's class, exp(-CE) [CA-MKD, Zhang et al.
+2022], and on clips without a label by how sure it is, exp(-entropy)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Several teachers as one: their probabilities averaged, never their logits, clip by clip. It has no features.
+
+    A teacher that says nothing of a clip (no sound) has no part in it.
+    """
+
+    of: tuple[str, ...]
+    """The teachers' names in the recipe."""
+    weights: MixtureWeights = "uniform"
+
+    def __post_init__(self) -> None:
+        if len(set(self.of)) < 2:
+            raise ValueError(f"a mixture is of at least two different teachers, got {self.of}")
+
+    def __call__(self, targets: Mapping[str, Outputs], label: Tensor) -> Outputs:
+        """The mixture's logits, log of the mean probability, from what its teachers said."""
+        said = [targets[name] for name in self.of]
+        log_probs = torch.stack([_logits(one).float().log_softmax(dim=1) for one in said])  # (M, B, K)
+        everything = torch.ones(log_probs.shape[1], dtype=torch.bool, device=log_probs.device)
+        known = torch.stack([everything if one.known is None else one.known for one in said])  # (M, B)
+        weights = known.float()
+        if self.weights == "confidence":
+            weights = weights * _confidence(log_probs, label)
+        shares = weights / weights.sum(dim=0).clamp(min=1e-12)
+        mixed = (log_probs.exp() * shares[:, :, None]).sum(dim=0)
+        return Outputs(mixed.clamp(min=1e-12).log(), known=known.any(dim=0))
 
 
 @dataclass(frozen=True)
@@ -130,10 +178,13 @@ class Objective:
     ) -> dict[str, Tensor]:
         """Each term's own value by name, unweighted, and their weighted sum under "total".
 
+        A term counts the clips of which both its parties say something: a teacher that listens says nothing of a clip
+        without sound.
+
         Args:
             student: what `Student` returned.
             targets: teacher name -> what that teacher returned.
-            label: (B,) int64.
+            label: int64 (B,), or shares (B, K).
             progress: share of the run that is over, for the weights' warm-up.
         """
         losses: dict[str, Tensor] = {}
@@ -141,14 +192,22 @@ class Objective:
         for name, term in self.terms.items():
             features = {pair.student: student.features[_key(pair, term.teacher)] for pair in term.loss.pairs()}
             teacher = targets[term.teacher] if term.loss.needs_teacher else None
-            losses[name] = term.loss(Outputs(student.logits, features), teacher, label)
+            losses[name] = _over_known(term.loss, Outputs(student.logits, features, student.known), teacher, label)
             total = total + term.weight_at(progress) * losses[name]
         return {**losses, "total": total}
 
 
-def all_targets(teachers: Mapping[str, Teacher], batch: Batch) -> dict[str, Outputs]:
-    """What every teacher says of its own view of the batch."""
-    return {name: teacher(batch.clips[name], batch.id, batch.view) for name, teacher in teachers.items()}
+def all_targets(teachers: "Mapping[str, Teacher | Mixture]", batch: Batch) -> dict[str, Outputs]:
+    """What every teacher says of its own view of the batch; one that takes no view, of the labels."""
+    targets = {
+        name: teacher(batch.clips.get(name, batch.label), batch.id, batch.view)
+        for name, teacher in teachers.items()
+        if isinstance(teacher, Teacher)
+    }
+    for name, mixture in teachers.items():
+        if isinstance(mixture, Mixture):
+            targets[name] = mixture(targets, batch.label)
+    return targets
 
 
 def wanted_taps(terms: Mapping[str, Term], teacher: str) -> dict[str, Grid]:
@@ -161,8 +220,16 @@ def wanted_taps(terms: Mapping[str, Term], teacher: str) -> dict[str, Grid]:
     return wanted
 
 
-def check_terms(terms: Mapping[str, Term], teachers: Sequence[str]) -> None:
-    """Raises a `ValueError` for an objective that is empty, or a term whose teacher the recipe does not name."""
+def check_terms(
+    terms: Mapping[str, Term], teachers: Sequence[str], mixtures: Mapping[str, Mixture] | None = None
+) -> None:
+    """Raises a `ValueError` for an objective that is empty, a term whose teacher the recipe does not name, or one that
+    wants features of a mixture."""
+    for name, mixture in (mixtures or {}).items():
+        for part in mixture.of:
+            if part not in teachers or part in (mixtures or {}):
+                hint = nearest(part, [other for other in teachers if other not in (mixtures or {})])
+                raise ValueError(f"mixture {name!r} is of {part!r}, which is no single teacher of the recipe{hint}")
     if not terms:
         raise ValueError("the objective has no term; add at least Term(loss=CrossEntropy())")
     for name, term in terms.items():
@@ -173,19 +240,57 @@ def check_terms(terms: Mapping[str, Term], teachers: Sequence[str]) -> None:
                 f"term {name!r} listens to teacher {term.teacher!r}, which the recipe does not have"
                 f"{nearest(term.teacher, teachers)}"
             )
+        if term.loss.pairs() and term.teacher in (mixtures or {}):
+            raise ValueError(f"term {name!r} compares features, and {term.teacher!r} is a mixture, which has none")
 
 
 @torch.no_grad()
-def tap_widths(model: VideoModel, taps: set[str]) -> dict[str, int]:
-    """Channels of each tap, found by a forward pass over one black clip."""
+def tap_widths(model: Model[Any], taps: set[str]) -> dict[str, int]:
+    """Channels of each tap, found by a forward pass over one clip of nothing."""
     if not taps:
         return {}
-    spec, device, training = model.config.input, model.mean.device, model.training
-    frames = torch.zeros(1, spec.frames, 3, spec.size, spec.size, dtype=torch.uint8, device=device)
-    times = torch.arange(spec.frames, dtype=torch.float32, device=device)[None]
-    features = model.eval()(Clip(frames, times), tuple(taps)).features
+    training = model.training
+    features = model.eval()(model.blank(), tuple(taps)).features
     model.train(training)
     return {tap: feature_map.values.shape[-1] for tap, feature_map in features.items()}
+
+
+def _rows(view: View | Tensor, rows: Sequence[int]) -> View | Tensor:
+    """Some of the clips."""
+    if isinstance(view, Clip):
+        return Clip(view.frames[rows], view.times[rows])
+    if isinstance(view, Sound):
+        return Sound(view.samples[rows], view.start[rows], view.heard[rows])
+    return view[rows]
+
+
+def _logits(outputs: Outputs) -> Tensor:
+    if outputs.logits is None:
+        raise ValueError("a mixture averages probabilities, and one of its teachers has no classes")
+    return outputs.logits
+
+
+def _confidence(log_probs: Tensor, label: Tensor) -> Tensor:
+    """How far to trust each teacher on each clip: (M, B) from log-probabilities (M, B, K)."""
+    known = labelled(label)
+    if label.ndim == 1:
+        right = log_probs.gather(2, label.clamp(min=0)[None, :, None].expand(len(log_probs), -1, 1)).squeeze(2)
+    else:
+        right = (log_probs * label.clamp(min=0)).sum(dim=2)
+    minus_entropy = (log_probs.exp() * log_probs).sum(dim=2)
+    return torch.where(known, right, minus_entropy).exp()
+
+
+def _over_known(loss: Loss, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
+    """The loss over the clips of which both say something; 0, with a gradient of 0, if there are none."""
+    said = [one.known for one in (student, teacher) if one is not None and one.known is not None]
+    if not said:
+        return loss(student, teacher, label)
+    rows = torch.stack(said).all(dim=0)
+    if not rows.any():
+        parts = [part for part in (student.logits, *(f.values for f in student.features.values())) if part is not None]
+        return torch.stack([0 * part.sum() for part in parts]).sum()
+    return loss(student.at(rows), None if teacher is None else teacher.at(rows), label[rows])
 
 
 def _key(pair: Pair, teacher: str) -> str:

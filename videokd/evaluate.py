@@ -16,14 +16,16 @@ from videokd.clips.dataset import ClipDataset, FrameMemory, view_generator
 from videokd.clips.loader import batches, leave_out_bad
 from videokd.clips.manifest import Manifest
 from videokd.clips.order import EveryClip
-from videokd.contracts import UNLABELLED
+from videokd.contracts import UNLABELLED, Clip
 from videokd.machine import Machine
-from videokd.models import VideoModel, load_model
+from videokd.models import Model, load_model
 from videokd.models.cost import cost
 
 FrameOrder = Literal["filmed", "shuffled"]
 OnBadVideo = Literal["error", "skip"]
 """Stop at a video that can't be read, or leave it out: another in its place would make it another test."""
+
+_SOUND_PIECES = 16
 
 MIN_GAP = 0.08
 """Below this gap between teacher and student alone (a share of clips), the share recovered means nothing."""
@@ -54,10 +56,12 @@ def evaluate(
     if videos.multi_label:
         raise ValueError(f"{videos.source} has several labels a video, and they can't be scored yet")
     model = load_model(folder).to(machine.find())
+    if model.input is None:
+        raise ValueError(f"{folder} neither looks nor listens: it can't be scored on videos")
     videos, left_out = leave_out_bad(videos, on_bad_video=on_bad_video)
     dataset = ClipDataset(
         videos.with_classes(model.classes, of=str(folder)),
-        {"student": model.config.input},
+        {"student": model.input},
         memory=memory,
     )
 
@@ -106,7 +110,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    model: VideoModel,
+    model: Model[Any],
     dataset: ClipDataset,
     *,
     machine: Machine | None = None,
@@ -121,13 +125,14 @@ def predict(
 
     Args:
         model: on the device where it is to run; put in eval mode while this runs.
-        dataset: made with `specs={"student": model.config.input}`.
+        dataset: made with `specs={"student": model.input}`.
         machine: its precision is used; None for fp32.
         batch_size: clips at once.
         workers: processes that decode.
         on_bad_video: "skip" leaves out a video that can't be read, and names it in `Predictions.skipped`.
         time_limit: seconds that a worker may spend on a video.
-        frame_order: "shuffled" hands out each clip's frames in a random order, the same for every model.
+        frame_order: "shuffled" hands out each clip's frames in a random order, the same for every model; of a sound,
+            sixteen pieces. A clip without sound is left out for a model that listens, and named.
         advance: called with the number of clips done.
 
     Raises:
@@ -135,7 +140,7 @@ def predict(
     """
     training = model.training
     model.eval()
-    device = model.mean.device
+    device = model.device
     labels: list[Tensor] = []
     logits: list[Tensor] = []
     ids: list[str] = []
@@ -146,15 +151,18 @@ def predict(
         advance(len(batch.id) + len(batch.skipped))
         if not batch.id:
             continue
-        clip = batch.clips["student"].to(device)
+        view = batch.clips["student"].to(device)
         if frame_order == "shuffled":
-            clip = clip.at(torch.stack([_shuffled(name, clip.frames.shape[1]) for name in batch.id]).to(device))
+            pieces = view.frames.shape[1] if isinstance(view, Clip) else _SOUND_PIECES
+            view = view.at(torch.stack([_shuffled(name, pieces) for name in batch.id]).to(device))
         with (machine or Machine()).autocast(device):
-            answer = model(clip).logits
-        assert answer is not None
-        logits.append(answer.float().cpu())
-        labels.append(batch.label)
-        ids += batch.id
+            answer = model(view)
+        assert answer.logits is not None
+        known = torch.ones(len(batch.id), dtype=torch.bool) if answer.known is None else answer.known.cpu()
+        skipped += [f"{name}: the video has no sound" for name, heard in zip(batch.id, known.tolist()) if not heard]
+        logits.append(answer.logits.float().cpu()[known])
+        labels.append(batch.label[known])
+        ids += [name for name, heard in zip(batch.id, known.tolist()) if heard]
     model.train(training)
     if not ids:
         raise ValueError(f"none of the {len(dataset)} clips could be read; the first: {skipped[0]}")

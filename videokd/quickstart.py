@@ -17,7 +17,7 @@ from videokd.clips import synthetic
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
-from videokd.distill import Teacher
+from videokd.distill import Mixture, Teacher
 from videokd.evaluate import evaluate
 from videokd.machine import Machine, terminal
 from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
@@ -92,7 +92,7 @@ def quickstart(
     clock.add("teacher", _run(teacher_recipe, out / "teacher", resume, memory=memory, console=console))
 
     runs: dict[str, dict[str, list[Path]]] = {}
-    teachers: dict[str, Teacher] | None = None
+    teachers: dict[str, Teacher | Mixture] | None = None
     # A regime that this folder already holds stays in its report.
     both = regime == "same-data" or (out / "same-data").is_dir()
     for name in ("transfer-set", "same-data") if both else ("transfer-set",):

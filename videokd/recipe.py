@@ -17,7 +17,7 @@ from videokd.clips.manifest import Manifest, is_url
 from videokd.clips.mixing import Mix
 from videokd.clips.views import Augment
 from videokd.config import from_plain, import_file, nearest, to_plain
-from videokd.distill import Term
+from videokd.distill import Mixture, Term
 from videokd.machine import Machine
 from videokd.models import ModelConfig
 from videokd.optim import AdamW
@@ -96,6 +96,21 @@ class TrainedTeacher:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedTeacher:
+    """A teacher as somebody published it, or as your own function makes it, without training here.
+
+    Its features are good whatever its classes are; its logits, where they are the data's classes.
+    """
+
+    model: ModelConfig
+    remember: bool = False
+    """Keep its outputs for every (clip, view) in memory; pays when `data.views` is small."""
+
+
+TeacherSource = TrainedTeacher | PublishedTeacher | Mixture
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run. Nothing in it is computed from another field, so an override leaves nothing stale behind."""
 
@@ -104,7 +119,8 @@ class Recipe:
     """The model that learns; a teacher's own training is a recipe in which it is the student."""
     objective: dict[str, Term]
     optim: AdamW
-    teachers: dict[str, TrainedTeacher] = field(default_factory=dict)
+    teachers: dict[str, TeacherSource] = field(default_factory=dict)
+    """By name: trained here, published, or a mixture of others of them."""
     machine: Machine = field(default_factory=Machine)
     seed: int = 0
     """Of initial weights, order of the clips, dropout."""
@@ -121,7 +137,7 @@ class Recipe:
         if "student" in self.teachers:
             raise ValueError("no teacher can be called 'student'")
         for name, teacher in self.teachers.items():
-            if teacher.remember and self.data.views is None:
+            if not isinstance(teacher, Mixture) and teacher.remember and self.data.views is None:
                 raise ValueError(f"teacher {name!r} would remember endless views: set data.views, or remember to False")
 
 
@@ -153,6 +169,8 @@ def anchored(recipe: Recipe) -> Recipe:
     """The same recipe with absolute paths, good from any folder."""
     teachers = {
         name: replace(teacher, checkpoint=str(Path(teacher.checkpoint).resolve()))
+        if isinstance(teacher, TrainedTeacher)
+        else teacher
         for name, teacher in recipe.teachers.items()
     }
     places: dict[str, Any] = {

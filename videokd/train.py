@@ -5,6 +5,7 @@ import shlex
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,13 +24,13 @@ from videokd.clips.loader import batches, leave_out_bad
 from videokd.clips.manifest import Manifest
 from videokd.clips.mixing import mixed
 from videokd.clips.order import BatchOrder
-from videokd.contracts import UNLABELLED, labelled
-from videokd.distill import Objective, Student, Teacher, all_targets, check_terms, wanted_taps
+from videokd.contracts import UNLABELLED, Sound, ViewSpec, labelled
+from videokd.distill import Mixture, Objective, Student, Teacher, all_targets, check_terms, wanted_taps
 from videokd.evaluate import predict, scores
 from videokd.machine import seed_step, terminal
-from videokd.models import VideoModel, check_classes, load_model, save_model
+from videokd.models import Model, ModelConfig, check_classes, load_model, save_model
 from videokd.models.cost import cost
-from videokd.recipe import Recipe
+from videokd.recipe import PublishedTeacher, Recipe
 from videokd.run_folder import RunFolder, write_text
 
 LOG_EVERY = 10  # steps
@@ -48,7 +49,7 @@ def train(
     folder: str | Path,
     *,
     resume: bool = False,
-    teachers: Mapping[str, Teacher] | None = None,
+    teachers: Mapping[str, Teacher | Mixture] | None = None,
     memory: FrameMemory | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -74,7 +75,8 @@ def train(
     manifest = recipe.data.manifest()
     if manifest.multi_label:
         raise ValueError(f"{manifest.source} has several labels a video, and no loss here learns from these yet")
-    check_terms(recipe.objective, list(recipe.teachers))
+    mixtures = {name: source for name, source in recipe.teachers.items() if isinstance(source, Mixture)}
+    check_terms(recipe.objective, list(recipe.teachers), mixtures)
     policy = recipe.data.on_bad_video
     train_set, missing = leave_out_bad(training_videos(manifest, recipe), on_bad_video=policy)
     val_set = None
@@ -93,10 +95,10 @@ def train(
     objective = Objective(recipe.objective)
     optimizer = recipe.optim.build(student)
 
-    specs = {"student": model.config.input} | {name: teacher.model.config.input for name, teacher in teachers.items()}
+    specs = view_specs(model, teachers)
     memory = (memory or FrameMemory()) if recipe.data.in_memory else None
     clips = _dataset(train_set, recipe, specs, memory, train=True)
-    val_clips = _dataset(val_set, recipe, {"student": model.config.input}, memory, train=False) if val_set else None
+    val_clips = _dataset(val_set, recipe, {"student": specs["student"]}, memory, train=False) if val_set else None
     order = _order(clips, recipe, console)
     # Everything that could be refused has been: from here on there is a run.
     run = RunFolder(folder, recipe=recipes.dump(recipe), resume=resume)
@@ -108,6 +110,7 @@ def train(
     skipped: dict[str, None] = {}
     for reason in missing:
         _name_once(reason, skipped, console)
+    silent: Counter[str] = Counter()
     val_top1, done, seen_clips, clock = None, start, 0, _Clock()
     student.train()
     with _Stop() as stop, _progress(console) as progress, _saving_on_error(lambda: run.save(student, optimizer, done)):
@@ -126,6 +129,7 @@ def train(
                 _name_once(reason, skipped, console)
             if not batch.id:
                 raise ValueError(f"no clip of step {step}'s batch could be read; the first: {batch.skipped[0]}")
+            silent.update({party: int((~s.heard).sum()) for party, s in batch.clips.items() if isinstance(s, Sound)})
             batch = batch.to(device)
             if recipe.data.mix is not None:
                 batch = mixed(batch, recipe.data.mix, num_classes=len(clips.classes), seed=recipe.seed, step=step)
@@ -174,7 +178,7 @@ def train(
         val_top1 = _validate(model, val_clips, recipe)
     model.eval()
     price = cost(model)
-    summary = {
+    summary: dict[str, Any] = {
         "steps": recipe.optim.steps,
         "seconds": time.monotonic() - started,
         "clips_per_second": seen_clips / clock.seconds(),
@@ -184,6 +188,8 @@ def train(
         "skipped": list(skipped),
         "device": device.type,
     }
+    if silent:
+        summary["clips_without_sound"] = dict(silent)
     write_text(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
     save_model(model, run.path)
     run.checkpoint_path.unlink(missing_ok=True)
@@ -208,24 +214,50 @@ def training_videos(manifest: Manifest, recipe: Recipe) -> Manifest:
     return replace(chosen, videos=(*chosen.videos, *more))
 
 
-def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher]:
+def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher | Mixture]:
     """The recipe's teachers, on its device.
 
     Raises:
         ValueError: if one is not there, or its classes are not the data's and a term needs them to be.
     """
     device = recipe.machine.find()
-    teachers = {}
+    teachers: dict[str, Teacher | Mixture] = {}
     for name, source in recipe.teachers.items():
-        model = load_model(source.checkpoint)
-        listening = [term for term in recipe.objective.values() if term.loss.needs_teacher and term.teacher == name]
+        # Whoever listens to a mixture listens to its parts.
+        heard_as = {name} | {mix for mix, one in recipe.teachers.items() if isinstance(one, Mixture) and name in one.of}
+        listening = [term for term in recipe.objective.values() if term.loss.needs_teacher and term.teacher in heard_as]
         if not listening:
             raise ValueError(f"no term of the objective listens to teacher {name!r}: leave it out, or add one")
-        if any(term.loss.needs_teacher_logits for term in listening):
-            check_classes(model.classes, classes, model=f"teacher {source.checkpoint}", data=recipe.data.path)
+        if isinstance(source, Mixture):
+            teachers[name] = source
+            continue
+        needs_logits = any(term.loss.needs_teacher_logits for term in listening)
+        if isinstance(source, PublishedTeacher):
+            model = _published(source.model, classes, name=name, needs_logits=needs_logits)
+        else:
+            model = load_model(source.checkpoint)
+        if needs_logits and not model.has_logits:
+            raise ValueError(f"a term wants the class probabilities of teacher {name!r}, which has no classes")
+        if needs_logits:
+            check_classes(model.classes, classes, model=f"teacher {name!r}", data=recipe.data.path)
         taps = wanted_taps(recipe.objective, name)
         teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
     return teachers
+
+
+def view_specs(student: Model[Any], teachers: Mapping[str, Teacher | Mixture]) -> dict[str, ViewSpec]:
+    """What the loader is to make for every party that takes a view."""
+    models = {"student": student} | {name: one.model for name, one in teachers.items() if isinstance(one, Teacher)}
+    return {party: model.input for party, model in models.items() if model.input is not None}
+
+
+def _published(config: ModelConfig, classes: Sequence[str], *, name: str, needs_logits: bool) -> Model[Any]:
+    """A teacher as it was published: with its own head, unless it fits any classes or its logits are not wanted."""
+    if config.fits_any_classes:
+        return config.build(classes)
+    if needs_logits and not config.is_published:
+        raise ValueError(f"teacher {name!r} is not trained, and a term wants its logits: name weights, or a checkpoint")
+    return config.build(None if config.is_published else classes)
 
 
 def _dataset(
@@ -270,7 +302,7 @@ def _fill(memory: FrameMemory, datasets: Sequence[ClipDataset], console: Console
                 progress.advance(bar)
 
 
-def _validate(model: VideoModel, clips: ClipDataset, recipe: Recipe) -> float:
+def _validate(model: Model[Any], clips: ClipDataset, recipe: Recipe) -> float:
     found = predict(
         model,
         clips,

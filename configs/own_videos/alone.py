@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from videokd.contracts import Dense, InputSpec
-from videokd.models import TimmStudent
+from videokd.models import TimmVideo
 from videokd.optim import AdamW
 from videokd.recipe import load
 
@@ -15,7 +15,7 @@ teacher = load(Path(__file__).with_name("teacher.py"))
 
 recipe = replace(
     teacher,
-    student=TimmStudent(
+    student=TimmVideo(
         backbone="mobilenetv3_small_100",
         temporal="shift",
         weights="timm",

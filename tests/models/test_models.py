@@ -10,11 +10,11 @@ from conftest import random_clip
 from torchvision.models import get_model
 
 from videokd.contracts import Clip, InputSpec
-from videokd.models import CompactShift, Conv3d, ModelConfig, MViT, TimmStudent, VideoResNet, load_model, save_model
+from videokd.models import CompactShift, Conv3d, ModelConfig, MViT, TimmVideo, VideoResNet, load_model, save_model
 from videokd.models.cost import cost
-from videokd.models.frame_students import shift_residual_branches
-from videokd.models.torchvision_video import load_published
-from videokd.models.video_model import step_times
+from videokd.models.model import step_times
+from videokd.models.published import published
+from videokd.models.timm_video import shift_residual_branches
 
 SMALL = InputSpec(frames=8, size=32)
 CLASSES = ("a", "b", "c")
@@ -29,14 +29,14 @@ MODELS: dict[str, tuple[ModelConfig, dict[str, int]]] = {
         MViT(input=replace(SMALL, size=64)),
         {"stage1": 4, "stage2": 4, "stage3": 4, "stage4": 4, "frames": 4},
     ),
-    "MobileNetV3 + shift": (TimmStudent(input=SMALL), {"spatial": 8, "frames": 8}),
-    "ResNet-18 + shift": (TimmStudent(backbone="resnet18", input=SMALL), {"spatial": 8, "frames": 8}),
+    "MobileNetV3 + shift": (TimmVideo(input=SMALL), {"spatial": 8, "frames": 8}),
+    "ResNet-18 + shift": (TimmVideo(backbone="resnet18", input=SMALL), {"spatial": 8, "frames": 8}),
     "MobileNetV4 + conv": (
-        TimmStudent(backbone="mobilenetv4_conv_small", temporal="conv", input=SMALL),
+        TimmVideo(backbone="mobilenetv4_conv_small", temporal="conv", input=SMALL),
         {"spatial": 8, "frames": 8},
     ),
     "EfficientNet-B0 frames": (
-        TimmStudent(backbone="efficientnet_b0", temporal="average", input=SMALL),
+        TimmVideo(backbone="efficientnet_b0", temporal="average", input=SMALL),
         {"spatial": 8, "frames": 8},
     ),
 }
@@ -166,7 +166,7 @@ def test_cost_is_counted_at_the_models_own_input() -> None:
 def test_temporal_shift_mixes_frames_and_average_does_not() -> None:
     for temporal, mixes in (("shift", True), ("conv", True), ("average", False)):
         torch.manual_seed(0)
-        model = TimmStudent(temporal=temporal, input=SMALL).build(CLASSES).eval()  # type: ignore[arg-type]
+        model = TimmVideo(temporal=temporal, input=SMALL).build(CLASSES).eval()  # type: ignore[arg-type]
         clip = random_clip()
         other = Clip(clip.frames.clone(), clip.times)
         other.frames[:, 4] = 0
@@ -186,19 +186,12 @@ def test_a_clip_of_another_size_is_refused_with_both_shapes() -> None:
 
 def test_an_unknown_backbone_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no backbone 'resnet81'; did you mean 'resnet"):
-        TimmStudent(backbone="resnet81").build(CLASSES)
+        TimmVideo(backbone="resnet81").build(CLASSES)
 
 
 def test_shift_without_a_known_place_is_refused() -> None:
     with pytest.raises(ValueError, match="no known place"):
-        shift_residual_branches(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), num_frames=8, share=0.1)
-
-
-def test_a_transformer_backbone_has_no_spatial_map() -> None:
-    spec = InputSpec(frames=1, size=224)
-    model = TimmStudent(backbone="vit_tiny_patch16_224", temporal="conv", input=spec).build(CLASSES).eval()
-    with pytest.raises(ValueError, match="vit_tiny_patch16_224 keeps no spatial map"):
-        model(random_clip(batch=1, frames=1, size=224), ("spatial",))
+        shift_residual_branches(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), share=0.1)
 
 
 def test_mvit_names_the_sizes_that_it_takes() -> None:
@@ -231,18 +224,18 @@ def test_published_weights_are_loaded_and_a_head_for_other_classes_is_said_to_be
     source = get_model("r3d_18", weights=None, num_classes=5)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     config = VideoResNet(name="r3d_18", input=SMALL, weights=str(tmp_path / "weights.pth"))
-    with pytest.warns(UserWarning, match="the head is new"):
+    with pytest.warns(UserWarning, match=r"trained for 5 other classes: the head for 3 is new"):
         model = config.build(CLASSES)
     assert torch.equal(model.network.stem[0].weight, source.stem[0].weight)  # type: ignore[union-attr, index]
     same = config.build([str(k) for k in range(5)])
     assert torch.equal(same.network.fc.weight, source.fc.weight)  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="another architecture; these keys differ: layer2"):
-        load_published(get_model("mc3_18", weights=None), str(tmp_path / "weights.pth"), head="fc")
+    with pytest.raises(ValueError, match="another architecture: of another shape are layer2"):
+        published(str(tmp_path / "weights.pth"), head="fc").load(get_model("mc3_18", weights=None))  # type: ignore[union-attr]
 
 
 def test_weights_that_are_not_there_are_named_with_a_way_on(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone.pth")
-    for config in (VideoResNet(input=SMALL, weights=gone), TimmStudent(input=SMALL, weights=gone)):
+    for config in (VideoResNet(input=SMALL, weights=gone), TimmVideo(input=SMALL, weights=gone)):
         with pytest.raises(ValueError, match=r"gone\.pth' could not be had: .*--student\.weights None"):
             config.build(CLASSES)
 
@@ -251,7 +244,7 @@ def test_local_weights_of_a_timm_backbone_are_loaded(tmp_path: Path) -> None:
     torch.manual_seed(1)
     source = timm.create_model("resnet18", num_classes=0)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    config = TimmStudent(backbone="resnet18", temporal="conv", input=SMALL, weights=str(tmp_path / "weights.pth"))
+    config = TimmVideo(backbone="resnet18", temporal="conv", input=SMALL, weights=str(tmp_path / "weights.pth"))
     model = config.build(CLASSES)
     assert torch.equal(model.backbone.conv1.weight, source.conv1.weight)  # type: ignore[union-attr]
 

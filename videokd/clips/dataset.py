@@ -20,8 +20,9 @@ from videokd.clips.backends import Backend, reader_of, require
 from videokd.clips.manifest import Manifest, Video
 from videokd.clips.pictures import Box, Cut, cut_out, places, resized
 from videokd.clips.reading import Frames, VideoError, VideoIndex
+from videokd.clips.sound import read_sound, sound_start
 from videokd.clips.table import FrameTable
-from videokd.contracts import UNLABELLED, InputSpec
+from videokd.contracts import UNLABELLED, InputSpec, SoundSpec, ViewSpec
 
 
 class PartyView(TypedDict):
@@ -31,10 +32,18 @@ class PartyView(TypedDict):
     times: Tensor  # float32 (T,), seconds
 
 
+class PartySound(TypedDict):
+    """What one party hears of a clip."""
+
+    samples: Tensor  # float32 (S,)
+    start: Tensor  # float32 (), seconds
+    heard: Tensor  # bool ()
+
+
 class Sample(TypedDict):
     """One clip, as the data set hands it out."""
 
-    clips: dict[str, PartyView]
+    clips: dict[str, PartyView | PartySound]
     label: int | Tensor  # class number or UNLABELLED; in sets of several labels a clip, float32 (K,)
     id: str
     view: int
@@ -48,7 +57,7 @@ class ClipDataset(Dataset[Sample]):
 
     Args:
         manifest: which videos, under which class numbers.
-        specs: party name -> what it wants to see.
+        specs: party name -> what it wants to see or to hear. Sounds are those around the middle of what is seen.
         augment: how training views vary; None for the test views of `grid`.
         grid: test views in time and space; None for the centred one, whatever its number.
         seed: of the views.
@@ -56,13 +65,14 @@ class ClipDataset(Dataset[Sample]):
         backend: who decodes video files.
 
     Raises:
-        ValueError: for a backend that can't be used here.
+        ValueError: for a backend that can't be used here, or a party that listens to a packed set, which holds no
+            sound.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        specs: Mapping[str, InputSpec],
+        specs: Mapping[str, ViewSpec],
         *,
         augment: views.Augment | None = None,
         grid: views.ViewGrid | None = None,
@@ -74,15 +84,18 @@ class ClipDataset(Dataset[Sample]):
         self.videos = manifest.videos
         self.classes = manifest.classes
         self.multi_label = manifest.multi_label
-        self.specs = dict(specs)
+        self.specs = {party: spec for party, spec in specs.items() if isinstance(spec, InputSpec)}
+        self.sounds = {party: spec for party, spec in specs.items() if isinstance(spec, SoundSpec)}
+        if self.sounds and any(video.packed is not None for video in manifest.videos):
+            raise ValueError(f"{', '.join(self.sounds)} listens, and {manifest.source} is packed: it holds no sound")
         self.augment = augment
         self.grid = grid
         self.seed = seed
         self.backend: Backend = backend
         self.memory = memory
-        self.short_side = max(spec.short_side for spec in specs.values())
+        self.short_side = max((spec.short_side for spec in self.specs.values()), default=1)
         # The first party is the student: its crop fraction places the box for all, so that all see the same place.
-        self.crop_fraction = next(iter(specs.values())).crop_fraction
+        self.crop_fraction = next((spec.crop_fraction for spec in self.specs.values()), 1.0)
         self._class_numbers = {name: number for number, name in enumerate(manifest.classes)}
         self._flipped = views.flipped_classes(manifest.classes)
         self.table = FrameTable.beside(manifest.source)
@@ -114,16 +127,18 @@ class ClipDataset(Dataset[Sample]):
             for look in looks
             for party, numbers in look.numbers.items()
         ]
-        found = iter(decoded.cut(wanted))
+        found = iter(decoded.cut(wanted) if wanted else [])
         samples: list[Sample] = []
         for look, number in zip(looks, view_numbers):
-            clips: dict[str, PartyView] = {}
+            clips: dict[str, PartyView | PartySound] = {}
             for party in look.numbers:
                 seen = next(found)
                 pictures = seen.frames.flip(-1) if look.placement.flipped else seen.frames
                 if self.augment is not None and look.appearance_seed is not None:
                     pictures = views.appearance(pictures, self.augment, seed=look.appearance_seed)
                 clips[party] = {"frames": pictures, "times": seen.times.float()}
+            for party, start in look.sound_starts.items():
+                clips[party] = _heard(video, self.sounds[party], start)
             samples.append({"clips": clips, "label": look.label, "id": video.id, "view": number})
         return samples
 
@@ -142,7 +157,8 @@ class ClipDataset(Dataset[Sample]):
             grid, view = (self.grid, view_number) if self.grid else (views.ViewGrid(), 0)
             numbers = self._numbers(video, decoded, None, grid.position(view), grid.offset(view))
             placement = grid.placement(view, height=height, width=width, crop_fraction=self.crop_fraction)
-            return _Look(numbers, placement, self._target(video, flipped=False), None)
+            starts = self._sound_starts(decoded, numbers, grid.position(view))
+            return _Look(numbers, starts, placement, self._target(video, flipped=False), None)
         rng = view_generator(self.seed, video.id, view_number)
         numbers = self._numbers(video, decoded, rng)
         placement = views.drawn(
@@ -154,7 +170,26 @@ class ClipDataset(Dataset[Sample]):
             may_flip=self._may_flip(video),
         )
         seed = int(rng.integers(2**62)) if self.augment.changes_appearance else None
-        return _Look(numbers, placement, self._target(video, flipped=placement.flipped), seed)
+        starts = self._sound_starts(decoded, numbers, float(rng.random()) if not numbers else 0.5)
+        return _Look(numbers, starts, placement, self._target(video, flipped=placement.flipped), seed)
+
+    def _sound_starts(
+        self, decoded: "_Decoded", numbers: Mapping[str, NDArray[np.int64]], position: float
+    ) -> dict[str, float]:
+        """Where each party begins to listen: around the middle of what is seen, or anywhere if nobody looks."""
+        if not self.sounds:
+            return {}
+        times = decoded.times
+        seconds = sampling.length_seconds(times)
+        first = float(times[0])
+        if numbers:
+            seen = np.concatenate(list(numbers.values()))
+            middle = float(times[seen.min()] + times[seen.max()]) / 2
+        starts = {}
+        for party, spec in self.sounds.items():
+            around = middle if numbers else first + spec.seconds / 2 + position * max(seconds - spec.seconds, 0.0)
+            starts[party] = sound_start(spec, middle=around, first=first, seconds=seconds)
+        return starts
 
     def _numbers(
         self,
@@ -256,6 +291,7 @@ class _Look:
     """What one view shows."""
 
     numbers: dict[str, NDArray[np.int64]]  # party -> frame numbers (T,)
+    sound_starts: dict[str, float]  # party -> seconds
     placement: views.Placement  # in the nominal frame
     label: int | Tensor
     appearance_seed: int | None
@@ -280,6 +316,16 @@ class _Decoded(Protocol):
 
     def cut(self, wanted: Sequence[_Wanted]) -> list[Frames]:
         """The pictures of each, square."""
+
+
+def _heard(video: Video, spec: SoundSpec, start: float) -> PartySound:
+    # Pictures in a folder make no sound.
+    samples = None if video.path.is_dir() else read_sound(video.path, spec, start=start)
+    return {
+        "samples": torch.zeros(spec.samples) if samples is None else samples,
+        "start": torch.tensor(start, dtype=torch.float32),
+        "heard": torch.tensor(samples is not None),
+    }
 
 
 class _InFile:

@@ -12,12 +12,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from videokd.clips.dataset import ClipDataset, Sample
+from videokd.clips.dataset import ClipDataset, PartySound, PartyView, Sample
 from videokd.clips.manifest import Manifest
 from videokd.clips.order import ClipView, Order
 from videokd.clips.reading import Fault, VideoError
 from videokd.clips.workers import Finished, Workers
-from videokd.contracts import Batch, Clip, InputSpec
+from videokd.contracts import Batch, Clip, InputSpec, Sound, SoundSpec, View, ViewSpec
 
 OnBadVideo = Literal["error", "skip", "substitute"]
 """What to do with a video that can't be read: stop; leave it out; put another clip of its class in its place."""
@@ -57,7 +57,7 @@ def batches(
     most_clips = max(sum(map(len, block)) for block in first)
     most_views = max(max(Counter(index for batch in block for index, _ in batch).values()) for block in first)
     num_slots = 2 * most_clips + 2 * workers * most_views
-    slots = _Slots(dataset.specs, num_slots, shared=workers > 0)
+    slots = _Slots({**dataset.specs, **dataset.sounds}, num_slots, shared=workers > 0)
     decode = _Decode(dataset, slots)
     pool: _Pool = _InThisProcess(decode)
     if workers:
@@ -72,17 +72,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of samples, for a `DataLoader` of one's own."""
     parties = samples[0]["clips"] if samples else {}
     return Batch(
-        clips={
-            party: Clip(
-                torch.stack([sample["clips"][party]["frames"] for sample in samples]),
-                torch.stack([sample["clips"][party]["times"] for sample in samples]),
-            )
-            for party in parties
-        },
+        clips={party: _view([sample["clips"][party] for sample in samples]) for party in parties},
         label=_labels([_plain(sample["label"]) for sample in samples]),
         id=tuple(sample["id"] for sample in samples),
         view=torch.tensor([sample["view"] for sample in samples], dtype=torch.int64),
     )
+
+
+def _view(seen: Sequence[PartyView | PartySound]) -> View:
+    """What one party gets of a batch."""
+    parts = {name: torch.stack([one[name] for one in seen]) for name in seen[0]}  # type: ignore[literal-required]
+    return Clip(**parts) if "frames" in parts else Sound(**parts)
 
 
 def leave_out_bad(manifest: Manifest, *, on_bad_video: OnBadVideo) -> tuple[Manifest, tuple[str, ...]]:
@@ -179,36 +179,56 @@ class _InThisProcess:
 class _Slots:
     """Memory for so many clips, channels last, that workers write and the main process reads."""
 
-    def __init__(self, specs: Mapping[str, InputSpec], count: int, *, shared: bool) -> None:
+    def __init__(self, specs: Mapping[str, ViewSpec], count: int, *, shared: bool) -> None:
         self._pin = torch.cuda.is_available()
         if shared:
-            _check_shared_memory(sum(count * spec.frames * (3 * spec.size**2 + 4) for spec in specs.values()))
-        self.frames: dict[str, Tensor] = {}  # party -> uint8 (slots, T, size, size, 3)
-        self.times: dict[str, Tensor] = {}  # party -> float32 (slots, T)
-        for party, spec in specs.items():
-            self.frames[party] = torch.empty((count, spec.frames, spec.size, spec.size, 3), dtype=torch.uint8)
-            self.times[party] = torch.empty((count, spec.frames))
+            _check_shared_memory(count * sum(map(_num_bytes, specs.values())))
+        # party -> part of its view -> (slots, ...); frames are (slots, T, size, size, 3)
+        self.parts = {party: _room(spec, count) for party, spec in specs.items()}
+        for part in (part for parts in self.parts.values() for part in parts.values()):
             if shared:
-                self.frames[party].share_memory_()
-                self.times[party].share_memory_()
+                part.share_memory_()
 
     def put(self, slot: int, sample: Sample) -> None:
         for party, seen in sample["clips"].items():
-            self.frames[party][slot].copy_(seen["frames"].permute(0, 2, 3, 1))
-            self.times[party][slot].copy_(seen["times"])
+            for name, room in self.parts[party].items():
+                part: Tensor = seen[name]  # type: ignore[literal-required]
+                room[slot].copy_(part.permute(0, 2, 3, 1) if name == "frames" else part)
 
-    def take(self, slots: Sequence[int]) -> dict[str, Clip]:
+    def take(self, slots: Sequence[int]) -> dict[str, View]:
         """The clips in these slots, copied."""
         wanted = torch.tensor(slots)
-        clips = {}
-        for party, frames in self.frames.items():
-            times = self.times[party]
-            held = torch.empty((len(slots), *frames.shape[1:]), dtype=torch.uint8, pin_memory=self._pin)
-            held_times = torch.empty((len(slots), *times.shape[1:]), pin_memory=self._pin)
-            torch.index_select(frames, 0, wanted, out=held)
-            torch.index_select(times, 0, wanted, out=held_times)
-            clips[party] = Clip(held.permute(0, 1, 4, 2, 3), held_times)
-        return clips
+        views: dict[str, View] = {}
+        for party, parts in self.parts.items():
+            held = {}
+            for name, room in parts.items():
+                held[name] = torch.empty((len(slots), *room.shape[1:]), dtype=room.dtype, pin_memory=self._pin)
+                torch.index_select(room, 0, wanted, out=held[name])
+            if "frames" in held:
+                views[party] = Clip(held["frames"].permute(0, 1, 4, 2, 3), held["times"])
+            else:
+                views[party] = Sound(**held)
+        return views
+
+
+def _room(spec: ViewSpec, count: int) -> dict[str, Tensor]:
+    if isinstance(spec, SoundSpec):
+        return {
+            "samples": torch.empty((count, spec.samples)),
+            "start": torch.empty(count),
+            "heard": torch.empty(count, dtype=torch.bool),
+        }
+    return {
+        "frames": torch.empty((count, spec.frames, spec.size, spec.size, 3), dtype=torch.uint8),
+        "times": torch.empty((count, spec.frames)),
+    }
+
+
+def _num_bytes(spec: ViewSpec) -> int:
+    """Bytes of one clip."""
+    if isinstance(spec, InputSpec):
+        return spec.frames * (3 * spec.size**2 + 4)
+    return 4 * spec.samples + 5
 
 
 class _Decode:

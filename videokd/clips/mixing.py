@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videokd.contracts import UNLABELLED, Batch, Clip, labelled
+from videokd.contracts import UNLABELLED, Batch, Clip, Sound, View, labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ def mixed(batch: Batch, mix: Mix, *, num_classes: int, seed: int, step: int) -> 
 
     Labelled clips are mixed with labelled ones, unlabelled with unlabelled. Labels become shares (B, K) at every
     step, mixed or not. A mixed clip keeps its own times: those of the other are not its student's and teacher's grid.
+    Sounds are blended by the same share.
     """
     rng = np.random.default_rng([seed, step])
     hit = rng.random() < mix.probability
@@ -43,8 +44,14 @@ def mixed(batch: Batch, mix: Mix, *, num_classes: int, seed: int, step: int) -> 
         return replace(batch, label=label)
     known = labelled(batch.label)
     partner = _partners(known, rng)
-    clips, kept = {}, share
-    for number, (party, clip) in enumerate(batch.clips.items()):
+    clips: dict[str, View] = {}
+    kept = share
+    # Those that look come first: what is really replaced is counted on pixels.
+    for number, (party, clip) in enumerate(sorted(batch.clips.items(), key=lambda one: isinstance(one[1], Sound))):
+        if isinstance(clip, Sound):
+            blended_sound = clip.samples * kept + clip.samples[partner] * (1 - kept)
+            clips[party] = Sound(blended_sound, clip.start, clip.heard & clip.heard[partner])
+            continue
         other = clip.frames[partner]
         if cuts:
             rows, columns = clip.frames.shape[-2:]

@@ -58,7 +58,7 @@ def timed_frames(times: Seconds, *, frames: int, fps: float, start: float, short
     """
     _check(len(times), frames)
     asked = start + np.arange(frames) / fps + _SLACK
-    length = _length(times)
+    length = length_seconds(times)
     if short == "wrap":
         asked = asked % length
     elif short == "error" and asked[-1] > length + 2 * _SLACK:
@@ -170,7 +170,7 @@ def _joint_dense(
 
 def _joint_timed(times: Seconds, specs: Mapping[str, InputSpec], position: float) -> dict[str, FrameNumbers]:
     """Windows placed in seconds: a dense party's lasts as long as its frames do at the video's average rate."""
-    length = _length(times)
+    length = length_seconds(times)
     rate = len(times) / length
     gaps = {
         party: 1 / spec.sampling.fps if isinstance(spec.sampling, Timed) else spec.sampling.stride / rate
@@ -216,7 +216,7 @@ def _joint_segments(
     return chosen
 
 
-def _length(times: Seconds) -> float:
+def length_seconds(times: Seconds) -> float:
     """Seconds from the first frame to the end of the last one, which is taken to last as long as the others do."""
     if len(times) == 1:
         return 1.0  # nothing says how long a single frame is shown

@@ -3,18 +3,19 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from videokd.config import from_plain, to_plain
-from videokd.models.video_model import ModelConfig, VideoModel
+from videokd.models.model import Model, ModelConfig
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
 
 
-def save_model(model: VideoModel, folder: str | Path) -> None:
+def save_model(model: Model[Any], folder: str | Path) -> None:
     """Writes model.safetensors and model.json (config with input spec, class names) into `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +27,7 @@ def save_model(model: VideoModel, folder: str | Path) -> None:
     partial.replace(folder / DESCRIPTION)
 
 
-def load_model(folder: str | Path) -> VideoModel:
+def load_model(folder: str | Path) -> Model[Any]:
     """The model that was saved in `folder`, in eval mode, on the CPU; nothing else is needed.
 
     Raises:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videokd.contracts import FeatureMap, InputSpec, Outputs
-from videokd.models.video_model import ModelConfig, VideoModel, clip_map, conv_map, step_times
+from videokd.models.model import ModelConfig, VideoModel, clip_map, conv_map, named, step_times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,16 +18,16 @@ class Conv3d(ModelConfig):
     width: int = 16
     """Channels of the stem and of stage 1; stages 2 and 3 have two and four times as many."""
 
-    def build(self, classes: Sequence[str], *, pretrained: bool = True) -> "Conv3dNetwork":
+    def build(self, classes: Sequence[str] | None, *, pretrained: bool = True) -> "Conv3dNetwork":
         """The network; there are no published weights."""
-        return Conv3dNetwork(self, classes)
+        return Conv3dNetwork(self, named(classes, None, of="Conv3d"))
 
 
 class Conv3dNetwork(VideoModel):
     """See `Conv3d`."""
 
     def __init__(self, config: Conv3d, classes: Sequence[str]) -> None:
-        super().__init__(config, classes, taps=("stage1", "stage2", "stage3"))
+        super().__init__(config, classes, taps=("stage1", "stage2", "stage3"), input=config.input)
         width = config.width
         self.stem = nn.Sequential(
             nn.Conv3d(3, width, (3, 5, 5), stride=(1, 2, 2), padding=(1, 2, 2), bias=False),

@@ -10,7 +10,7 @@ from typing import Any
 from videokd import recipe as recipes
 from videokd.config import differing_fields
 from videokd.evaluate import MIN_GAP, agreement, gap_recovered, interval, standard_error
-from videokd.recipe import Recipe
+from videokd.recipe import Recipe, TrainedTeacher
 from videokd.run_folder import write_text
 
 EVALUATION = "evaluation.json"
@@ -102,6 +102,8 @@ def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]
         if len(recipe.teachers) != 1:
             continue
         (teacher,) = recipe.teachers.values()
+        if not isinstance(teacher, TrainedTeacher):
+            continue  # it was not scored: there is no gap to recover
         alone = [other for other, base in found.items() if not base.teachers and _setting(base) == _setting(recipe)]
         if len(alone) > 1:
             raise ValueError(f"{alone[0]} and {alone[1]} could both be paired with {run}: name one of them")
