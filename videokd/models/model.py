@@ -120,7 +120,7 @@ class VideoModel(Model[Clip]):
                 f"{type(self).__name__} takes clips (B, {spec.frames}, 3, {spec.size}, {spec.size}), "
                 f"got {tuple(view.frames.shape)}"
             )
-        return self.run(self._entered(view.frames), view.times, taps)
+        return self.run(self.entered(view.frames), view.times, taps)
 
     def step(self, view: Clip, state: State | None = None, taps: Sequence[str] = ()) -> tuple[Outputs, State]:
         """What the model says when the next frames have come: of a causal model, frame by frame.
@@ -144,7 +144,7 @@ class VideoModel(Model[Clip]):
                 "if its config has that"
             )
         with streaming(self, state) as after:
-            outputs = self.run(self._entered(view.frames), view.times, taps)
+            outputs = self.run(self.entered(view.frames), view.times, taps)
         return outputs, after
 
     @abstractmethod
@@ -157,7 +157,8 @@ class VideoModel(Model[Clip]):
         frames = torch.zeros(batch, spec.frames, 3, spec.size, spec.size, dtype=torch.uint8, device=self.device)
         return Clip(frames, torch.arange(spec.frames, dtype=torch.float32, device=self.device).repeat(batch, 1))
 
-    def _entered(self, frames: Tensor) -> Tensor:
+    def entered(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) in [0, 255], as floats that are normalised: (B, 3, T, H, W)."""
         video = rearrange(frames, "b t c h w -> b c t h w")
         # Convolutions are faster with the channels last; what comes after keeps the layout.
         video = video.to(self.mean.dtype, memory_format=torch.channels_last_3d)

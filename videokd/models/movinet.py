@@ -173,7 +173,7 @@ class _Bottleneck(nn.Module):
         self.project = _convolution(block.expanded, block.width, kernel=(1, 1), config=config, activation=False)
         shortcut: list[nn.Module] = []
         if block.stride > 1:
-            shortcut.append(nn.AvgPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), count_include_pad=False))
+            shortcut.append(_HalfSize())
         if inputs != block.width:
             shortcut.append(_convolution(inputs, block.width, kernel=(1, 1), config=config, activation=False))
         self.shortcut = nn.Sequential(*shortcut)
@@ -186,6 +186,16 @@ class _Bottleneck(nn.Module):
         branch = self.project(self.excite(self.depthwise(self.expand(video))))
         after: Tensor = self.shortcut(video) + self.drop(self.scale * branch)
         return after
+
+
+class _HalfSize(nn.Module):
+    """Mean of 3x3 places at a stride of 2; unlike `AvgPool3d`, of maps of 2x2 too."""
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, C, T, H', W')."""
+        pooled = F.avg_pool2d(video.flatten(1, 2), 3, stride=2, padding=1, count_include_pad=False)
+        unfolded: Tensor = pooled.unflatten(1, video.shape[1:3])
+        return unfolded
 
 
 class _Excitation(nn.Module):

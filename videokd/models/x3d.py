@@ -73,9 +73,7 @@ class X3DNetwork(VideoModel):
                 )
                 inputs = outputs
             self.stages.append(blocks)
-        self.last = nn.Sequential(
-            nn.Conv3d(inputs, inner, 1, bias=False), nn.BatchNorm3d(inner), nn.ReLU(inplace=True)
-        )
+        self.last = nn.Sequential(nn.Conv3d(inputs, inner, 1, bias=False), nn.BatchNorm3d(inner), nn.ReLU(inplace=True))
         self.head = nn.Sequential(
             nn.Flatten(),
             nn.Linear(inner, _HIDDEN, bias=False),
