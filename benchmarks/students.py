@@ -2,9 +2,10 @@
 
     python benchmarks/students.py --out runs/students
 
-One recipe of `configs/students/` a family (and the quickstart's own), three seeds each, all with the same clips, labels,
-views and steps, from scratch. Which one is best here says little of other data: the clips are 32 px and nothing was
-tuned. A family that is run already is not run again. Speed is of the forward pass alone, on one thread, in turns.
+One recipe of `configs/students/` a family (and the quickstart's own), three seeds each, all with the same clips,
+labels, views and steps, from scratch. Which one is best here says little of other data: the clips are 32 px and
+nothing was tuned. A family that is run already is not run again. Speed is of the forward pass alone, on one thread,
+in turns.
 """
 
 import argparse

@@ -35,6 +35,14 @@ def drawn_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_set(tmp_path_factory.mktemp("drawn"), counts=counts, workers=1)
 
 
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of tiny Hugging Face models with random weights, as their authors would publish them."""
+    from tiny_models import write_originals  # transformers takes seconds to import
+
+    return write_originals(tmp_path_factory.mktemp("originals"))
+
+
 def random_clip(*, batch: int = 2, frames: int = 8, size: int = 32, fps: float = 8.0, seed: int = 0) -> Clip:
     """Noise at a constant frame rate."""
     generator = torch.Generator().manual_seed(seed)

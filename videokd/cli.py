@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import av
 import torch
 import tyro
-from rich.progress import Progress
+from rich.progress import Progress, track
 
 import videokd
 from videokd import quickstart as quickstarts
@@ -27,12 +27,16 @@ from videokd.clips.packing import pack as pack_videos
 from videokd.config import nearest
 from videokd.evaluate import evaluate as evaluate_model
 from videokd.machine import Machine, terminal
+from videokd.models import catalogue
+from videokd.models.cost import cost
+from videokd.models.own import OwnModel
 from videokd.recipe import Recipe
 from videokd.report.comparison import arms, differing_recipes, read_evaluation, trios, write_evaluation
 from videokd.report.data_check import check_lines
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, terminal_table
+from videokd.report.taps import MODULE_COLUMNS, TAP_COLUMNS, describe_input, module_rows, tap_rows
 from videokd.run_folder import write_text
-from videokd.train import Interrupted
+from videokd.train import Interrupted, parties
 from videokd.train import train as train_recipe
 
 CONSOLE = terminal()
@@ -222,6 +226,61 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         CONSOLE.print(f"  {name}: " + "; ".join(f"{value} ({', '.join(names)})" for value, names in holders.items()))
 
 
+def taps(arguments: Sequence[str]) -> None:
+    """`videokd taps RECIPE [--modules] [--FIELD VALUE ...]`: what a recipe's models hand out, found by a dry run."""
+    modules = "--modules" in arguments
+    rest = [argument for argument in arguments if argument != "--modules"]
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(
+            "usage: videokd taps RECIPE [--modules] [--FIELD VALUE ...]; --modules lists every module of a network of "
+            "your own, to choose taps from"
+        )
+    recipe = tyro.cli(
+        tyro.conf.AvoidSubcommands[Recipe],
+        default=recipes.load(rest[0]),
+        args=rest[1:],
+        prog=f"videokd taps {rest[0]}",
+        description="What the recipe's student and teachers hand out.",
+    )
+    for party, model in parties(recipe).items():
+        title = f"{party}: {type(model.config).__name__}, {describe_input(model.input)}"
+        CONSOLE.print(terminal_table(TAP_COLUMNS, tap_rows(model), title=title, justify="left"))
+        if modules and isinstance(model, OwnModel):
+            rows = module_rows(model)
+            CONSOLE.print(terminal_table(MODULE_COLUMNS, rows, title=f"{party}: modules", justify="left"))
+
+
+def models(
+    clips: int = 10,
+    crops: int = 3,
+) -> None:
+    """Prints what the built-in architectures cost at their published inputs.
+
+    Args:
+        clips: Views in time of a video when it is tested.
+        crops: Views in space.
+    """
+    groups = {"students": catalogue.STUDENTS, "teachers": catalogue.TEACHERS}
+    try:
+        groups["teachers from Hugging Face"] = catalogue.huggingface()
+    except ValueError as error:
+        CONSOLE.print(str(error))
+    columns = ("model", "input", "params, M", "GMAC/clip", f"GMAC x {clips * crops} views")
+    for title, configs in groups.items():
+        rows = []
+        for name, config in track(configs.items(), title, console=CONSOLE, transient=True):
+            model = config.build([str(number) for number in range(400)], pretrained=False)
+            price = cost(model)
+            giga = price.macs / 1e9
+            shown = describe_input(model.input)
+            rows.append((name, shown, f"{price.params / 1e6:.2f}", f"{giga:.2f}", f"{giga * clips * crops:.1f}"))
+        CONSOLE.print(terminal_table(columns, rows, title=title))
+    CONSOLE.print(
+        "Parameters with a head of 400 classes. Multiply-accumulates of convolutions and matrix products; what is "
+        "printed as FLOPs is the same number in some papers and twice it in others."
+    )
+
+
 def doctor() -> None:
     """Says what works on this machine."""
     rows = [("videokd", videokd.__version__), ("Python", f"{platform.python_version()} on {platform.platform()}")]
@@ -236,9 +295,7 @@ def doctor() -> None:
     rows.append(("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"))
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     rows.append(("GPU", ", ".join(names) or "none: everything runs on the CPU"))
-    table = terminal_table(("what", "here"), rows)
-    table.columns[1].justify = "left"
-    CONSOLE.print(table)
+    CONSOLE.print(terminal_table(("what", "here"), rows, justify="left"))
 
 
 def synth(
@@ -313,6 +370,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "evaluate": evaluate,
     "compare": compare,
+    "models": models,
     "doctor": doctor,
 }
 
@@ -373,6 +431,8 @@ usage: videokd COMMAND
   train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
   evaluate RUN          score a trained model on held-out videos
   compare RUN...        evaluated runs beside each other
+  taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
+  models                the built-in architectures: parameters and cost
   data check LIST       read every video of a list, say what is wrong, write a manifest
   data pack LIST        pack a list's videos into tar shards that are faster to read
   data synth OUT        draw the synthetic set
@@ -400,8 +460,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if command == "train":
-        train(rest)
+    if command in ("train", "taps"):
+        (train if command == "train" else taps)(rest)
     elif command in COMMANDS:
         tyro.cli(COMMANDS[command], args=rest, prog=f"videokd {command}")
     elif command == "data" and rest and rest[0] in DATA_COMMANDS:
@@ -409,7 +469,7 @@ def _run(arguments: list[str]) -> int:
     elif command in ("-h", "--help"):
         print(USAGE, end="")
     else:
-        known = [*COMMANDS, "train", *(f"data {name}" for name in DATA_COMMANDS)]
+        known = [*COMMANDS, "train", "taps", *(f"data {name}" for name in DATA_COMMANDS)]
         wrong = " ".join(arguments[:2] if command == "data" else arguments[:1])
         said = f"videokd: no command {wrong!r}{nearest(wrong, known)}\n" if command else ""
         print(f"{said}{USAGE}", end="", file=sys.stderr)

@@ -21,16 +21,16 @@ from torch import Tensor
 from videokd import recipe as recipes
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.clips.loader import batches, leave_out_bad
-from videokd.clips.manifest import Manifest
+from videokd.clips.manifest import Manifest, is_url
 from videokd.clips.mixing import mixed
 from videokd.clips.order import BatchOrder
 from videokd.contracts import UNLABELLED, Sound, ViewSpec, labelled
 from videokd.distill import Mixture, Objective, Student, Teacher, all_targets, check_terms, wanted_taps
 from videokd.evaluate import predict, scores
 from videokd.machine import seed_step, terminal
-from videokd.models import Model, ModelConfig, check_classes, load_model, save_model
+from videokd.models import Model, ModelConfig, Own, check_classes, load_model, save_model
 from videokd.models.cost import cost
-from videokd.recipe import PublishedTeacher, Recipe
+from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher
 from videokd.run_folder import RunFolder, write_text
 
 LOG_EVERY = 10  # steps
@@ -243,6 +243,24 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher |
         taps = wanted_taps(recipe.objective, name)
         teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
     return teachers
+
+
+def parties(recipe: Recipe) -> dict[str, Model[Any]]:
+    """The recipe's student and teachers, built without published weights: for a look at them.
+
+    A list that is not there yet is taken to have two classes.
+    """
+    there = is_url(recipe.data.path) or Path(recipe.data.path).exists()
+    classes = recipe.data.manifest().classes if there else ("one class", "another")
+    found = {"student": recipe.student}
+    models: dict[str, Model[Any]] = {}
+    for name, source in recipe.teachers.items():
+        if isinstance(source, PublishedTeacher):
+            found[name] = source.model
+        elif isinstance(source, TrainedTeacher):
+            models[name] = load_model(source.checkpoint)
+    built = {name: config.build(classes, pretrained=isinstance(config, Own)) for name, config in found.items()}
+    return {name: model.eval() for name, model in (built | models).items()}
 
 
 def view_specs(student: Model[Any], teachers: Mapping[str, Teacher | Mixture]) -> dict[str, ViewSpec]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from videokd.contracts import UNLABELLED, FeatureMap, InputSpec, Outputs, labelled
 from videokd.models.huggingface import described, kept, loaded, preprocessing, transformers
 from videokd.models.model import Model, ModelConfig, VideoModel, clip_map, frame_map, token_map
+from videokd.models.temporal import MeanOverTime
 
 _WITH_TEXT = {"clip": "CLIPModel", "siglip": "SiglipModel"}
-_ALONE = {"dinov2": "Dinov2Model", "vit": "ViTModel"}
+_ALONE = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel", "vit": "ViTModel"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,10 @@ class HuggingFaceImages(ModelConfig):
         vision = getattr(config, "vision_config", config)
         spec = self.input or preprocessing(self.source, frames=8, size=_size(config))
         patch = vision.patch_size
-        if config.model_type == "dinov2" and spec.size % patch:
+        any_size = config.model_type.startswith("dinov2")
+        if any_size and spec.size % patch:
             raise ValueError(f"{self.source} takes sizes that {patch} divides, got size={spec.size}")
-        if config.model_type != "dinov2" and spec.size != vision.image_size:
+        if not any_size and spec.size != vision.image_size:
             raise ValueError(f"{self.source} takes pictures of {vision.image_size} px, got size={spec.size}")
         kind = _WITH_TEXT.get(config.model_type) or _ALONE[config.model_type]
         cls = getattr(transformers(), kind)
@@ -92,7 +94,8 @@ class HuggingFaceImagesModel(VideoModel):
         # The text side has done its part: its embeddings of the classes are kept.
         self.vision: Any = network.vision_model if kind in _WITH_TEXT else network
         self.projection: Any = network.visual_projection if kind == "clip" else nn.Identity()
-        self.prefix = 0 if kind == "siglip" else 1
+        self.mean_over_time = MeanOverTime(input.frames)
+        self.prefix = 0 if kind == "siglip" else 1 + getattr(description, "num_register_tokens", 0)
         self.has_logits = words is not None
         self.register_buffer("words", words)
         self.register_buffer("scale", network.logit_scale.detach().exp() if words is not None else None)
@@ -112,7 +115,7 @@ class HuggingFaceImagesModel(VideoModel):
         if "spatial" in taps:
             maps["spatial"] = self._map(seen.last_hidden_state, times)
         frames = self.projection(seen.pooler_output).unflatten(0, times.shape)
-        clip = F.normalize(frames, dim=-1).mean(dim=1)
+        clip = self.mean_over_time(F.normalize(frames, dim=-1))
         if "frames" in taps:
             maps["frames"] = frame_map(frames, times)
         if "clip" in taps:

@@ -1,7 +1,7 @@
 """Comparisons in words: a table for the terminal, and the same as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -48,13 +48,19 @@ def gain_lines(report: Mapping[str, Any]) -> list[str]:
     return [*lines, report["verdict"]]
 
 
-def terminal_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
-    """A table for a rich console; the first column is text, the others are numbers."""
+def terminal_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    justify: Literal["right", "left"] = "right",
+) -> Table:
+    """A table for a rich console; the first column is text, the others numbers (to the right) or text (to the left)."""
     table = Table(title=title or None, title_justify="left")
     # Names stay on a line; long paths don't push the numbers out.
     short = all(len(row[0]) <= 24 for row in rows)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0 and short)
+        table.add_column(column, justify="left" if number == 0 else justify, no_wrap=number == 0 and short)
     for row in rows:
         table.add_row(*row)
     return table

@@ -1,0 +1,57 @@
+"""What models hand out, as tables."""
+
+from typing import Any
+
+import torch
+
+from videokd.contracts import Dense, InputSpec, Segments, Timed, ViewSpec
+from videokd.models import Model, SoundModel
+from videokd.models.own import OwnModel
+
+TAP_COLUMNS = ("tap", "T' x H' x W'", "width", "steps centred on", "where")
+MODULE_COLUMNS = ("module", "output of one clip", "layout")
+
+
+@torch.no_grad()
+def tap_rows(model: Model[Any]) -> list[tuple[str, ...]]:
+    """One row a tap, by a dry run over one clip of nothing: its grid, its width, and the middle of its steps.
+
+    Steps are in frames of the clip, counted from 0, or in seconds of its sound.
+    """
+    features = model(model.blank(), model.taps).features
+    rows = []
+    for tap in model.taps:
+        found = features[tap]
+        _, steps, height, width, channels = found.values.shape
+        times = found.times[0].tolist()
+        shown = times if len(times) <= 4 else [*times[:3], None, times[-1]]
+        unit = " s" if isinstance(model, SoundModel) else ""
+        centres = ", ".join("..." if one is None else f"{one:.4g}{unit}" for one in shown)
+        where = ""
+        if isinstance(model, OwnModel) and tap in model.places:
+            where = f"{model.places[tap]}: {model.layouts[tap].said()}"
+        rows.append((tap, f"{steps} x {height} x {width}", str(channels), centres, where))
+    return rows
+
+
+def module_rows(model: OwnModel) -> list[tuple[str, str, str]]:
+    """Every module of a foreign network that puts out a tensor, and how its axes lie, where that can be told."""
+    probe = model.dry_run()
+    rows = []
+    for module, values in probe.one.items():
+        layouts = probe.layouts(module)
+        several = "one of " + "; ".join(one.said() for one in layouts) if layouts else "none that is known"
+        said = f"{layouts[0].said()} (T' = {layouts[0].steps})" if len(layouts) == 1 else several
+        rows.append((module, " x ".join(map(str, values.shape)), said))
+    return rows
+
+
+def describe_input(spec: ViewSpec | None) -> str:
+    """What a model wants of a clip, in a few words."""
+    if spec is None:
+        return "labels"
+    if not isinstance(spec, InputSpec):
+        return f"{spec.seconds:g} s at {spec.sample_rate / 1000:g} kHz"
+    how = {Dense: "at stride {0.stride}", Timed: "at {0.fps:g} a second", Segments: "of as many segments"}
+    said = how.get(type(spec.sampling), "spread evenly").format(spec.sampling)
+    return f"{spec.frames} frames {said}, {spec.size} px"
