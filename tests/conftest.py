@@ -43,6 +43,14 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_originals(tmp_path_factory.mktemp("originals"))
 
 
+@pytest.fixture(scope="session")
+def noisy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of eight videos of two classes, of which two have no sound."""
+    from noisy_videos import write_noisy_set
+
+    return write_noisy_set(tmp_path_factory.mktemp("noisy"))
+
+
 def random_clip(*, batch: int = 2, frames: int = 8, size: int = 32, fps: float = 8.0, seed: int = 0) -> Clip:
     """Noise at a constant frame rate."""
     generator = torch.Generator().manual_seed(seed)

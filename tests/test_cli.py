@@ -1,6 +1,7 @@
 """The command line as a stranger would use it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +201,57 @@ def test_the_doctor_says_who_reads_videos(capsys: pytest.CaptureFixture[str], mo
     said = capsys.readouterr().out
     assert "reads videos: pyav" in said
     assert "torchcodec can't be used here" in " ".join(said.replace("│", " ").split())
+
+
+def test_taps_prints_what_every_party_hands_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(OWN_TEACHER)
+    assert main(["taps", str(recipe)]) == 0
+    said = capsys.readouterr().out
+    assert "student: CompactShift, 8 frames at stride 1, 32 px" in said
+    assert "net: Own, 8 frames at stride 1, 32 px" in said
+    assert re.search(r"mid +│ 4 x 8 x 8 +│ 128 +│ 0, 2, 4, 6 +│ layer2: b c t h w", said)
+    assert re.search(r"frames +│ 8 x 1 x 1 +│ 48 +│ 0, 1, 2, \.\.\., 7", said)
+    assert "layer1.0.conv1" not in said
+    assert main(["taps", str(recipe), "--modules", "--student.input.frames", "4"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"layer1\.0\.conv1 +│ 1 x 64 x 8 x 16 x 16 +│ b c t h w \(T' = 8\)", said)
+    assert "CompactShift, 4 frames" in said
+
+
+OWN_TEACHER = """
+from videokd.contracts import InputSpec
+from videokd.distill import Term
+from videokd.losses import CrossEntropy
+from videokd.models import CompactShift, Own, Tap
+from videokd.optim import AdamW
+from videokd.recipe import Data, PublishedTeacher, Recipe
+
+small = InputSpec(frames=8, size=32)
+recipe = Recipe(
+    data=Data(path="not there yet"),
+    student=CompactShift(input=small),
+    teachers={
+        "net": PublishedTeacher(
+            model=Own(target="torchvision.models.video:r3d_18", input=small, taps={"mid": Tap(module="layer2")})
+        )
+    },
+    objective={"hard": Term(loss=CrossEntropy())},
+    optim=AdamW(steps=1),
+)
+"""
+
+
+def test_taps_without_a_recipe_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["taps", "--modules"]) == 1
+    assert "usage: videokd taps RECIPE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_models_prints_what_every_architecture_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--clips", "2", "--crops", "1"]) == 0
+    said = capsys.readouterr().out
+    # torchvision publishes 33.37 M parameters and 40.70 GFLOPs.
+    assert re.search(r"R3D-18 +│ +16 frames at stride 2, 112 px +│ +33\.37 +│ +40\.70 +│ +81\.4", said)
+    for name in ("X3D-S", "MoViNet-A0", "Video Swin-B", "VideoMAE-B", "V-JEPA 2 L", "AST", "MobileNetV3-S + GRU"):
+        assert name in said, name

@@ -10,7 +10,7 @@ from videokd.models.layouts import Tap
 from videokd.models.model import Model, ModelConfig, SoundModel, VideoModel
 from videokd.models.motion import Motion
 from videokd.models.movinet import MoViNet
-from videokd.models.own import Own, TorchvisionImages
+from videokd.models.own import Own, OwnModel, TorchvisionImages
 from videokd.models.sound_network import MelNetwork
 from videokd.models.timm_video import TimmVideo
 from videokd.models.torchvision_video import S3D, MViT, Swin3d, VideoResNet
@@ -32,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "Motion",
     "Own",
+    "OwnModel",
     "SoundModel",
     "Swin3d",
     "Tap",

@@ -57,7 +57,7 @@ class Tap:
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in PATTERNS:
             raise ValueError(
-                f"no layout {self.layout!r}{nearest(self.layout, PATTERNS)}; there are {', '.join(PATTERNS)}"
+                f"no layout {self.layout!r}{nearest(self.layout, PATTERNS)} (there are {', '.join(PATTERNS)})"
             )
 
 

@@ -171,7 +171,8 @@ class OwnModel(VideoModel):
         if tap == "clip" and "clip" not in self.places:
             return clip_map(self._map("frames", seen, times).pooled("clip").values[:, 0, 0, 0], times)
         layout, clips = self.layouts[tap], len(times)
-        return layout.map(seen[tap], self._probe.centres(times, layout.steps), clips=clips)
+        found = layout.map(seen[tap], self._probe.centres(times, layout.steps), clips=clips)
+        return clip_map(found.pooled("clip").values[:, 0, 0, 0], times) if tap == "clip" else found
 
     def _call(self, video: Tensor) -> Any:
         pattern = f"b c t h w -> {self.layout_of_video}"
