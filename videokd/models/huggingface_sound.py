@@ -1,5 +1,6 @@
 """Hugging Face's Audio Spectrogram Transformer as a teacher that listens."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,13 +49,13 @@ class HuggingFaceSound(ModelConfig):
             config.num_labels = len(names)
         library = transformers()
         cls = library.ASTForAudioClassification
-        extractor = library.ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+        with warnings.catch_warnings():
+            # So AST was trained: the lowest of its 128 bands are narrower than a bin of its spectrum.
+            warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+            extractor = library.ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
         complete = replace(self, architecture=kept(config))
         if self.mean is None or self.std is None:
-            try:
-                published = library.ASTFeatureExtractor.from_pretrained(self.source)
-            except OSError:
-                published = extractor  # AudioSet's
+            published = _published_extractor(self.source) or extractor  # AudioSet's
             if published.sampling_rate != self.input.sample_rate:
                 raise ValueError(
                     f"{self.source} takes {published.sampling_rate} samples a second, got {self.input.sample_rate}"
@@ -66,6 +67,15 @@ class HuggingFaceSound(ModelConfig):
             raise ValueError(f"{self.source} takes sounds of up to {longest:g} s, got {self.input.seconds:g} s")
         network = loaded(cls, self.source, config, head=("classifier",)) if pretrained else cls(config)
         return HuggingFaceSoundModel(complete, names, network, extractor)
+
+
+def _published_extractor(source: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+        try:
+            return transformers().ASTFeatureExtractor.from_pretrained(source)
+        except OSError:
+            return None
 
 
 class HuggingFaceSoundModel(SoundModel):

@@ -117,6 +117,8 @@ class DryRun:
     """(T', H', W') of every convolution's output: where tokens come from."""
     strides: Mapping[int, "Stride"]
     """Steps of time -> what makes fewer of them."""
+    output: Any
+    """What the network returned for two clips."""
     frames: int
     size: int
 
@@ -244,7 +246,7 @@ def dry_run(network: nn.Module, call: Any, *, frames: int, size: int, device: to
     network.eval()
     try:
         with torch.no_grad():
-            call(video.repeat(2, 1, 1, 1, 1))
+            output = call(video.repeat(2, 1, 1, 1, 1))
             two = {name: tuple(tensor.shape) for name, tensor in seen.items()}
             seen.clear()
             call(flash)
@@ -260,7 +262,7 @@ def dry_run(network: nn.Module, call: Any, *, frames: int, size: int, device: to
         for handle in handles:
             handle.remove()
         network.train(training)
-    return DryRun(seen, two, flashed, frozenset(grids), strides, frames, size)
+    return DryRun(seen, two, flashed, frozenset(grids), strides, output, frames, size)
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
 import torchvision
 from einops import rearrange
 from torch import Tensor, nn
@@ -149,10 +148,10 @@ class OwnModel(VideoModel):
             taps = {**taps, "frames": Tap(module=_last_with_time(probe))}
         self.places = {name: tap.module for name, tap in taps.items()}
         self.layouts = {name: probe.told(tap.module, tap) for name, tap in taps.items()}
-        self._probe = replace(probe, one={}, two={}, flash={})  # what is left of it is small
+        self._probe = replace(probe, one={}, two={}, flash={}, output=None)  # what is left of it is small
         for name, place in self.places.items():
             self._hook(name, place)
-        logits = self._logits(self._call(torch.zeros(2, 3, input.frames, input.size, input.size)), clips=2)
+        logits = self._logits(probe.output, clips=2)
         self.has_logits = logits is not None
         if logits is not None and (classes is None or logits.shape[1] != len(self.classes)):
             self.classes = tuple(str(number) for number in range(logits.shape[1]))

@@ -13,7 +13,7 @@ MODULE_COLUMNS = ("module", "output of one clip", "layout")
 
 
 @torch.no_grad()
-def tap_rows(model: Model[Any]) -> list[tuple[str, ...]]:
+def tap_rows(model: Model[Any]) -> list[tuple[str, str, str, str, str]]:
     """One row a tap, by a dry run over one clip of nothing: its grid, its width, and the middle of its steps.
 
     Steps are in frames of the clip, counted from 0, or in seconds of its sound.
