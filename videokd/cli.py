@@ -119,6 +119,8 @@ def train(arguments: Sequence[str]) -> None:
     summary = train_recipe(command.recipe, run, resume=resume, console=CONSOLE)
     score = "" if summary["val_top1"] is None else f", validation top-1 {summary['val_top1']:.1%}"
     skipped = f", {len(summary['skipped'])} videos skipped" if summary["skipped"] else ""
+    for party, clips in summary.get("clips_without_sound", {}).items():
+        skipped += f", {clips} clips without sound for {party}"
     CONSOLE.print(
         f"{run}: {summary['steps']} steps in {summary['seconds']:.0f} s, "
         f"{summary['clips_per_second']:.0f} clips/s{score}{skipped}",
@@ -244,10 +246,11 @@ def taps(arguments: Sequence[str]) -> None:
     )
     for party, model in parties(recipe).items():
         title = f"{party}: {type(model.config).__name__}, {describe_input(model.input)}"
-        CONSOLE.print(terminal_table(TAP_COLUMNS, tap_rows(model), title=title, justify="left"))
+        rows = tap_rows(model)
+        CONSOLE.print(terminal_table(TAP_COLUMNS[: len(rows[0])], rows, title=title, justify="left"))
         if modules and isinstance(model, OwnModel):
-            rows = module_rows(model)
-            CONSOLE.print(terminal_table(MODULE_COLUMNS, rows, title=f"{party}: modules", justify="left"))
+            title = f"{party}: modules"
+            CONSOLE.print(terminal_table(MODULE_COLUMNS, module_rows(model), title=title, justify="left"))
 
 
 def models(

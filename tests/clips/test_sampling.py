@@ -244,3 +244,12 @@ def test_every_start_is_drawn() -> None:
     specs = {"student": spec(4, Dense(stride=2))}
     starts = [int(joint_frames(steady(12), specs, rng=rng)["student"][0]) for _ in range(200)]
     assert set(starts) == set(range(dense_starts(12, frames=4, stride=2))) == {0, 1, 2, 3, 4}
+
+
+def test_an_image_teacher_sees_every_kth_of_the_students_frames() -> None:
+    student = InputSpec(frames=8, size=32, sampling=Dense(stride=2))
+    every_fourth = InputSpec(frames=2, size=32, sampling=Dense(stride=8))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        found = joint_frames(np.arange(100) / 25, {"student": student, "teacher": every_fourth}, rng=rng)
+        assert found["teacher"].tolist() == found["student"][::4].tolist()

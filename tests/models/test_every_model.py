@@ -133,3 +133,17 @@ def test_a_flash_is_felt_most_at_its_second(name: str, originals: Path) -> None:
             peak = times[energy.argmax()]
             # Random weights lean to one side or the other: by no more than a step, and the width of the flash.
             assert abs(peak - second) <= spacing + 1 / 8 + 1e-6, (tap, flashed, peak, second)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_every_model_says_on_a_gpu_what_it_says_on_a_cpu(originals: Path) -> None:
+    for name in EVERY:
+        model = built(name, originals).eval()
+        view = noise(model)
+        here = model(view, model.taps)
+        there = model.to("cuda")(view.to("cuda"), model.taps)
+        for tap in model.taps:
+            found = there.features[tap]
+            assert (found.values.device.type, found.times.device.type) == ("cuda", "cuda"), (name, tap)
+            torch.testing.assert_close(found.values.cpu(), here.features[tap].values, rtol=1e-2, atol=1e-2)

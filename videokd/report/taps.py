@@ -13,13 +13,14 @@ MODULE_COLUMNS = ("module", "output of one clip", "layout")
 
 
 @torch.no_grad()
-def tap_rows(model: Model[Any]) -> list[tuple[str, str, str, str, str]]:
+def tap_rows(model: Model[Any]) -> list[tuple[str, ...]]:
     """One row a tap, by a dry run over one clip of nothing: its grid, its width, and the middle of its steps.
 
-    Steps are in frames of the clip, counted from 0, or in seconds of its sound.
+    Steps are in frames of the clip, counted from 0, or in seconds of its sound. Of a network of the user's own, where
+    each is too.
     """
     features = model(model.blank(), model.taps).features
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for tap in model.taps:
         found = features[tap]
         _, steps, height, width, channels = found.values.shape
@@ -27,10 +28,10 @@ def tap_rows(model: Model[Any]) -> list[tuple[str, str, str, str, str]]:
         shown = times if len(times) <= 4 else [*times[:3], None, times[-1]]
         unit = " s" if isinstance(model, SoundModel) else ""
         centres = ", ".join("..." if one is None else f"{one:.4g}{unit}" for one in shown)
-        where = ""
-        if isinstance(model, OwnModel) and tap in model.places:
-            where = f"{model.places[tap]}: {model.layouts[tap].said()}"
-        rows.append((tap, f"{steps} x {height} x {width}", str(channels), centres, where))
+        where: tuple[str, ...] = ()
+        if isinstance(model, OwnModel):
+            where = (f"{model.places[tap]}: {model.layouts[tap].said()}" if tap in model.places else "mean of frames",)
+        rows.append((tap, f"{steps} x {height} x {width}", str(channels), centres, *where))
     return rows
 
 
