@@ -1,6 +1,8 @@
 """Where a run happens: device, precision, seeds."""
 
 import contextlib
+import os
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,7 +43,9 @@ class Machine:
 
 def terminal() -> Console:
     """Where to report. Names of files are printed as they are: a bracket in one is no markup."""
-    return Console(markup=False, highlight=False, soft_wrap=True)
+    # A pipe or a file has no width: tables are as wide as they need to be there, instead of cut to 80 columns.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240
+    return Console(markup=False, highlight=False, soft_wrap=True, width=width)
 
 
 def seed_step(seed: int, step: int) -> None:
