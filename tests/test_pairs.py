@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from tiny_models import CLASSES, EVERY, built
+from torchvision.models import get_model
 
 from videokd.clips import Augment, BatchOrder, ClipDataset, batches, read_manifest
 from videokd.contracts import UNLABELLED, InputSpec, Outputs, SoundSpec
@@ -16,7 +17,7 @@ from videokd.distill import Mixture, Objective, Student, Teacher, Term, all_targ
 from videokd.evaluate import evaluate
 from videokd.losses import ClipFeatures, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
 from videokd.machine import Machine
-from videokd.models import ClassNames, CompactShift, HuggingFaceImages, MelNetwork, Motion, Own, TimmVideo
+from videokd.models import ClassNames, CompactShift, HuggingFaceImages, MelNetwork, Motion, Own, TimmVideo, VideoResNet
 from videokd.optim import AdamW
 from videokd.recipe import Data, PublishedTeacher, Recipe, TrainedTeacher, dump, load
 from videokd.train import train, view_specs
@@ -248,6 +249,22 @@ def test_a_published_teacher_of_other_classes_is_refused(
     with pytest.raises(ValueError, match=said):
         train(wrong, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_published_teacher_that_numbers_its_classes_is_taken_to_have_the_datas(
+    noisy_set: Path, tmp_path: Path
+) -> None:
+    torch.save(get_model("r3d_18", weights=None, num_classes=2).state_dict(), tmp_path / "mine.pth")
+    mine = VideoResNet(name="r3d_18", input=SEES, weights=str(tmp_path / "mine.pth"))
+    taught = recipe(
+        noisy_set,
+        teachers={"one": PublishedTeacher(model=mine)},
+        objective={"soft": replace(SOFT, teacher="one")},
+    )
+    classes = read_manifest(noisy_set).classes
+    with pytest.warns(UserWarning, match=f"numbers its 2 classes .* data's order, '{classes[0]}' to '{classes[1]}'"):
+        summary = train(taught, tmp_path / "run", console=QUIET)
+    assert summary["steps"] == 2
 
 
 def test_a_teacher_without_classes_has_no_probabilities(noisy_set: Path, originals: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_python_example_trains_and_saves_a_student(
 
 
 def test_every_command_and_recipe_that_the_readme_names_is_there() -> None:
-    commands = set(re.findall(r"videokd (quickstart|train|evaluate|compare|data synth|doctor)", README))
+    commands = set(re.findall(r"videokd (quickstart|train|evaluate|compare|taps|models|data synth|doctor)", README))
     assert {"quickstart", "train", "evaluate", "compare"} <= commands
     assert all(command in USAGE for command in commands)
     recipes = set(re.findall(r"\b(?:quickstart|own_videos)/\w+\.py", README))
@@ -44,9 +44,10 @@ def test_every_command_and_recipe_that_the_readme_names_is_there() -> None:
 
 
 def test_every_file_and_picture_that_the_pages_link_is_there() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+    for page in (*pages, *(ROOT / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / link).exists(), f"{page.name} links {link}"
-        for path in re.findall(r"`((?:videokd|configs|tests|benchmarks|data)/[\w/.]+\.(?:py|md))`", text):
+        for path in re.findall(r"`((?:videokd|configs|tests|benchmarks|data|docs)/[\w/.]+\.(?:py|md))`", text):
             assert (ROOT / path).exists(), f"{page.name} names {path}"

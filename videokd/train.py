@@ -5,6 +5,7 @@ import shlex
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from videokd.evaluate import predict, scores
 from videokd.machine import seed_step, terminal
 from videokd.models import Model, ModelConfig, Own, check_classes, load_model, save_model
 from videokd.models.cost import cost
+from videokd.models.model import nameless
 from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher
 from videokd.run_folder import RunFolder, write_text
 
@@ -275,7 +277,15 @@ def _published(config: ModelConfig, classes: Sequence[str], *, name: str, needs_
         return config.build(classes)
     if needs_logits and not config.is_published:
         raise ValueError(f"teacher {name!r} is not trained, and a term wants its logits: name weights, or a checkpoint")
-    return config.build(None if config.is_published else classes)
+    model = config.build(None if config.is_published else classes)
+    if needs_logits and nameless(model.classes) and len(model.classes) == len(classes):
+        warnings.warn(
+            f"teacher {name!r} numbers its {len(classes)} classes and does not name them: they are taken to be the "
+            f"data's, in the data's order, {classes[0]!r} to {classes[-1]!r}",
+            stacklevel=3,
+        )
+        model.classes = tuple(classes)
+    return model
 
 
 def _dataset(

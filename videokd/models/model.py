@@ -210,6 +210,11 @@ def named(classes: Sequence[str] | None, published: Sequence[str] | None, *, of:
     return tuple(classes if classes is not None else published or ())
 
 
+def nameless(classes: Sequence[str]) -> bool:
+    """Whether they are numbers alone, as weights that tell nothing of their classes have them ("3", "LABEL_3")."""
+    return bool(classes) and all(name.removeprefix("LABEL_") == str(number) for number, name in enumerate(classes))
+
+
 def conv_map(values: Tensor, times: Tensor) -> FeatureMap:
     """A feature map of a 3D convolution's output (B, C, T', H', W') and the times of its steps (B, T')."""
     return FeatureMap(rearrange(values, "b c t h w -> b t h w c"), times)
