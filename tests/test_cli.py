@@ -215,7 +215,7 @@ def test_taps_prints_what_every_party_hands_out(tmp_path: Path, capsys: pytest.C
     assert "layer1.0.conv1" not in said
     assert main(["taps", str(recipe), "--modules", "--student.input.frames", "4"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"layer1\.0\.conv1 +│ 1 x 64 x 8 x 16 x 16 +│ b c t h w \(T' = 8\)", said)
+    assert re.search(r"layer1\.0\.conv1 +│ 2 x 64 x 8 x 16 x 16 +│ b c t h w \(T' = 8\)", said)
     assert "CompactShift, 4 frames" in said
 
 

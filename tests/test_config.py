@@ -66,10 +66,10 @@ def test_data_from_others_run_no_code(tmp_path: Path) -> None:
     )
     for address in (f"{file}:X", "this:X"):
         with pytest.raises(ValueError, match="not part of videokd"):
-            from_plain({"type": address}, trust="videokd")
+            from_plain({"type": address}, trust=())
     assert not (tmp_path / "ran").exists()
     # A class that is imported already runs nothing new.
-    assert from_plain(to_plain(Inner()), trust="videokd") == Inner()
+    assert from_plain(to_plain(Inner()), trust=()) == Inner()
 
 
 def test_a_missing_field_is_named() -> None:

@@ -136,6 +136,7 @@ def evaluate(
     workers: int = 0,
     on_bad_video: Literal["error", "skip"] = "error",
     time_limit: float = 60.0,
+    trust: tuple[str, ...] = (),
     machine: Machine = Machine(),  # noqa: B008  # frozen
 ) -> None:
     """Scores a trained model on a list of videos and leaves evaluation.json in its folder.
@@ -149,6 +150,7 @@ def evaluate(
         workers: Processes that decode.
         on_bad_video: Stop at a missing or broken video, or leave it out, named and counted.
         time_limit: Seconds that a worker may spend on a video.
+        trust: Packages and modules of your own that the network is made by.
         machine: Device and precision.
     """
     if videos is None:
@@ -168,6 +170,7 @@ def evaluate(
             workers=workers,
             on_bad_video=on_bad_video,
             time_limit=time_limit,
+            trust=trust,
             advance=lambda clips: progress.advance(bar, clips),
         )
     found |= {"split": split, "trained_on": _trained_on(run, manifest)}

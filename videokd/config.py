@@ -8,7 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -32,7 +32,7 @@ def to_plain(value: object) -> Any:
     raise ValueError(f"a configuration holds plain values, got {value!r} of type {type(value).__name__}")
 
 
-Trust = Literal["videokd", "any"]
+Trust = Collection[str] | Literal["any"]
 
 
 def from_plain(plain: Any, *, trust: Trust = "any") -> Any:
@@ -40,8 +40,9 @@ def from_plain(plain: Any, *, trust: Trust = "any") -> Any:
 
     Args:
         plain: JSON data.
-        trust: "any" imports whatever module or recipe file the data name, which runs code; "videokd" takes classes
-            of this package and of modules that are imported already, for data that come from others.
+        trust: "any" imports whatever module or recipe file the data name, which runs code; else packages and modules
+            that may be imported, for data that come from others. Classes of this package, and of modules that are
+            imported already, are taken too.
 
     Raises:
         ValueError: for a class that is not there, or a field that it lacks or does not have (with the nearest name).
@@ -64,8 +65,13 @@ def from_plain(plain: Any, *, trust: Trust = "any") -> Any:
         raise ValueError(f"{cls.__name__} can't be made of what is written: {error}") from error
 
 
+def is_within(module: str, packages: Collection[str]) -> bool:
+    """Whether a module is one of these, or in one of them."""
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
 def import_file(path: Path) -> ModuleType:
-    """The Python file at `path` as a module, run once a process."""
+    """The Python file at `path` as a module, run once a process. What lies beside it can be imported from then on."""
     path = path.resolve()
     name = f"{_FILE_MODULE}{path}"
     if name in sys.modules:
@@ -75,6 +81,8 @@ def import_file(path: Path) -> ModuleType:
         raise ValueError(f"no Python file at {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -108,9 +116,9 @@ def _address(cls: type) -> str:
 
 def _class_at(address: str, *, trust: Trust) -> Any:
     where, _, name = address.rpartition(":")
-    known = where.startswith("videokd.") or where in sys.modules or f"{_FILE_MODULE}{where}" in sys.modules
-    if trust == "videokd" and not known:
-        raise ValueError(f"{address!r} is not part of videokd: import its module first if you trust it")
+    known = where in sys.modules or f"{_FILE_MODULE}{where}" in sys.modules
+    if trust != "any" and not known and not is_within(where, ("videokd", *trust)):
+        raise ValueError(f"{address!r} is not part of videokd: import its module first, or name it in trust, if you do")
     try:
         module = import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
         cls = getattr(module, name)

@@ -1,7 +1,7 @@
 """Scores of a model on a list of videos, agreement with another, and what a distillation recovered of a gap."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -41,6 +41,7 @@ def evaluate(
     on_bad_video: OnBadVideo = "error",
     time_limit: float = 60.0,
     memory: FrameMemory | None = None,
+    trust: Collection[str] = (),
     advance: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, Any]:
     """Scores the model in `folder` on `videos`, as they are and with each clip's frames shuffled.
@@ -55,7 +56,7 @@ def evaluate(
     """
     if videos.multi_label:
         raise ValueError(f"{videos.source} has several labels a video, and they can't be scored yet")
-    model = load_model(folder).to(machine.find())
+    model = load_model(folder, trust=trust).to(machine.find())
     if model.input is None:
         raise ValueError(f"{folder} neither looks nor listens: it can't be scored on videos")
     videos, left_out = leave_out_bad(videos, on_bad_video=on_bad_video)

@@ -93,6 +93,8 @@ class TrainedTeacher:
     """The folder: a finished run, or one that holds model.json and model.safetensors."""
     remember: bool = False
     """Keep its outputs for every (clip, view) in memory; pays when `data.views` is small."""
+    trust: tuple[str, ...] = ()
+    """Packages and modules of your own that its network is made by."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from videokd.contracts import UNLABELLED, Sound, ViewSpec, labelled
 from videokd.distill import Mixture, Objective, Student, Teacher, all_targets, check_terms, wanted_taps
 from videokd.evaluate import predict, scores
 from videokd.machine import seed_step, terminal
-from videokd.models import Model, ModelConfig, Own, check_classes, load_model, save_model
+from videokd.models import Model, ModelConfig, check_classes, load_model, save_model
 from videokd.models.cost import cost
 from videokd.models.model import nameless
 from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher
@@ -237,7 +237,7 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher |
         if isinstance(source, PublishedTeacher):
             model = _published(source.model, classes, name=name, needs_logits=needs_logits)
         else:
-            model = load_model(source.checkpoint)
+            model = load_model(source.checkpoint, trust=source.trust)
         if needs_logits and not model.has_logits:
             raise ValueError(f"a term wants the class probabilities of teacher {name!r}, which has no classes")
         if needs_logits:
@@ -260,8 +260,8 @@ def parties(recipe: Recipe) -> dict[str, Model[Any]]:
         if isinstance(source, PublishedTeacher):
             found[name] = source.model
         elif isinstance(source, TrainedTeacher):
-            models[name] = load_model(source.checkpoint)
-    built = {name: config.build(classes, pretrained=isinstance(config, Own)) for name, config in found.items()}
+            models[name] = load_model(source.checkpoint, trust=source.trust)
+    built = {name: config.build(classes, pretrained=False) for name, config in found.items()}
     return {name: model.eval() for name, model in (built | models).items()}
 
 

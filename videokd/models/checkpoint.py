@@ -1,15 +1,17 @@
 """A model on disk: weights as safetensors, and a JSON with all that is needed to build it again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from videokd.config import from_plain, to_plain
+from videokd.config import from_plain, is_within, to_plain
 from videokd.models.model import Model, ModelConfig
+from videokd.models.own import Own, is_torchvisions
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
@@ -27,11 +29,16 @@ def save_model(model: Model[Any], folder: str | Path) -> None:
     partial.replace(folder / DESCRIPTION)
 
 
-def load_model(folder: str | Path) -> Model[Any]:
+def load_model(folder: str | Path, *, trust: Collection[str] = ()) -> Model[Any]:
     """The model that was saved in `folder`, in eval mode, on the CPU; nothing else is needed.
 
+    Args:
+        folder: where it is.
+        trust: packages and modules of your own whose code may run, for networks that your own functions make.
+
     Raises:
-        ValueError: if the folder holds no finished model, or weights that do not belong to its description.
+        ValueError: if the folder holds no finished model, or weights that do not belong to its description; or if its
+            network is made by code that is not trusted.
     """
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
@@ -40,15 +47,31 @@ def load_model(folder: str | Path) -> Model[Any]:
     if description.get("format") != _FORMAT:
         raise ValueError(f"{folder / DESCRIPTION} has format {description.get('format')}, this version reads {_FORMAT}")
     # Somebody else's checkpoint must not run code of its own.
-    config = from_plain(description.get("model"), trust="videokd")
+    config = from_plain(description.get("model"), trust=trust)
     if not isinstance(config, ModelConfig) or not isinstance(description.get("classes"), list):
         raise ValueError(f"{folder / DESCRIPTION} does not describe a model and its classes")
+    for target in _targets(config):
+        module = target.partition(":")[0]
+        if not is_torchvisions(target) and not is_within(module, trust):
+            raise ValueError(
+                f"{folder} holds a network that {target} makes, and loading it would run that code: name {module} in "
+                "trust (--trust on the command line) if it is yours"
+            )
     model = config.build(description["classes"], pretrained=False)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not belong to {folder / DESCRIPTION}: {error}") from error
     return model.eval()
+
+
+def _targets(config: object) -> Iterator[str]:
+    """Functions that a configuration would call."""
+    if isinstance(config, Own):
+        yield config.target
+    if is_dataclass(config):
+        for one in fields(config):
+            yield from _targets(getattr(config, one.name))
 
 
 def check_classes(model_classes: Sequence[str], data_classes: Sequence[str], *, model: str, data: str) -> None:

@@ -252,9 +252,12 @@ def step_times(times: Tensor, *, stride: int, kernel: int = 3, padding: int = 1)
 
     Step j of the output is centred on the input position j x stride - padding + (kernel - 1) / 2.
     """
-    num_steps = times.shape[1]
-    num_outputs = (num_steps + 2 * padding - kernel) // stride + 1
-    position = torch.arange(num_outputs, device=times.device) * stride - padding + (kernel - 1) / 2
-    position = position.clamp(0, num_steps - 1)
-    low, high = position.floor().long(), position.ceil().long()
-    return torch.lerp(times[:, low], times[:, high], (position - low).to(times.dtype))
+    num_outputs = (times.shape[1] + 2 * padding - kernel) // stride + 1
+    return at_positions(times, torch.arange(num_outputs, device=times.device) * stride - padding + (kernel - 1) / 2)
+
+
+def at_positions(times: Tensor, positions: Tensor) -> Tensor:
+    """Times (B, N) at positions (N,) between steps at `times` (B, T): 0.5 is half-way between the first two."""
+    positions = positions.clamp(0, times.shape[1] - 1)
+    low, high = positions.floor().long(), positions.ceil().long()
+    return torch.lerp(times[:, low], times[:, high], (positions - low).to(times.dtype))

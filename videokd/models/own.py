@@ -1,9 +1,12 @@
 """A network of the user's own, or of any library, as it is: taps by module name, found and read by a dry run."""
 
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torchvision
@@ -13,7 +16,7 @@ from torchvision.models import get_model, list_models
 
 from videokd.config import nearest
 from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs
-from videokd.models.layouts import INPUT, DryRun, Tap, dry_run, first_tensor
+from videokd.models.layouts import INPUT, DryRun, Tap, dry_run, module_of, seen_at
 from videokd.models.model import ModelConfig, VideoModel, clip_map, named
 from videokd.models.published import Published, published, read_weights
 
@@ -25,13 +28,14 @@ Video = Literal["b c t h w", "b t c h w", "(b t) c h w"]
 class Own(ModelConfig):
     """A network that your own function makes, or any library's: `torchvision.models:resnet50`.
 
-    The function returns an `nn.Module` that takes a float video, normalised by `input`, and returns logits (B, K) or
-    something that has them as `.logits`; of pictures, (B*T, K), which are averaged. A network that returns anything
-    else has no logits, but taps.
+    The function returns an `nn.Module` that takes a float video, normalised by `input`, and returns logits (B, K), or
+    something that has them as `.logits` or under "logits"; of pictures, (B*T, K), which are averaged. A network that
+    returns nothing of that shape has no logits, but taps.
     """
 
     target: str
-    """Where the function is: "package.module:function"."""
+    """Where the function is: "package.module:function", of a package that is installed, or in the folder of the recipe
+    or the one that you are in."""
     input: InputSpec
     arguments: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     """What the function is called with."""
@@ -59,20 +63,15 @@ class Own(ModelConfig):
             ValueError: if there is no such function, it returns no module, the network does not take the video, a tap
                 is not in it, or a layout can't be told.
         """
-        where, _, name = self.target.partition(":")
-        if not pretrained and where not in sys.modules:
-            # Somebody else's checkpoint must not run code of its own.
-            raise ValueError(f"{self.target} is not part of videokd: import {where} first if you trust it")
-        try:
-            function = getattr(importlib.import_module(where), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            known = dir(sys.modules[where]) if where in sys.modules else []
-            hint = nearest(name, [one for one in known if not one.startswith("_")]) if known else ""
-            raise ValueError(f"no function at {self.target!r}: {error}{hint}") from error
+        function = _function_at(self.target)
         try:
             network = function(**self.arguments)
-        except TypeError as error:
-            raise ValueError(f"{self.target} can't be called with {self.arguments}: {error}") from error
+        except Exception as error:
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            raise ValueError(
+                f"{self.target} can't be called with {self.arguments}: {type(error).__name__}: {error} "
+                f"({line.filename}:{line.lineno})"
+            ) from error
         if not isinstance(network, nn.Module):
             raise ValueError(f"{self.target} returned {type(network).__name__}, not an nn.Module")
         if pretrained and self.weights is not None:
@@ -110,7 +109,7 @@ class TorchvisionImages(ModelConfig):
         names = named(classes, found.classes if found else None, of=self.name)
         if found:
             found.load(network)
-        taps = {"frames": Tap(module=f"{head}{INPUT}"), **self.taps}
+        taps = {"frames": Tap(module=f"{head}{INPUT}", layout="(b t) c"), **self.taps}
         return OwnModel(self, names, network, video="(b t) c h w", taps=taps, input=self.input)
 
 
@@ -147,10 +146,9 @@ class OwnModel(VideoModel):
         if "frames" not in taps:
             taps = {**taps, "frames": Tap(module=_last_with_time(probe))}
         self.places = {name: tap.module for name, tap in taps.items()}
-        self.layouts = {name: probe.told(tap.module, tap) for name, tap in taps.items()}
-        self._probe = replace(probe, one={}, two={}, flash={}, output=None)  # what is left of it is small
+        self.layouts = probe.told(taps)
         for name, place in self.places.items():
-            self._hook(name, place)
+            module_of(network, place).register_forward_hook(partial(self._keep, name))
         logits = self._logits(probe.output, clips=2)
         self.has_logits = logits is not None
         if logits is not None and (classes is None or logits.shape[1] != len(self.classes)):
@@ -169,8 +167,7 @@ class OwnModel(VideoModel):
     def _map(self, tap: str, seen: Mapping[str, Tensor], times: Tensor) -> FeatureMap:
         if tap == "clip" and "clip" not in self.places:
             return clip_map(self._map("frames", seen, times).pooled("clip").values[:, 0, 0, 0], times)
-        layout, clips = self.layouts[tap], len(times)
-        found = layout.map(seen[tap], self._probe.centres(times, layout.steps), clips=clips)
+        found = self.layouts[tap].map(seen[tap], times, clips=len(times))
         return clip_map(found.pooled("clip").values[:, 0, 0, 0], times) if tap == "clip" else found
 
     def _call(self, video: Tensor) -> Any:
@@ -178,44 +175,67 @@ class OwnModel(VideoModel):
         return self.network(rearrange(video, pattern).contiguous())
 
     def _logits(self, output: Any, *, clips: int) -> Tensor | None:
-        found = getattr(output, "logits", None)
-        found = found if isinstance(found, Tensor) else first_tensor(output)
-        if found is None or found.ndim != 2:
+        rows = clips * (self.input.frames if self.layout_of_video == "(b t) c h w" else 1)
+        named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        found = [one for one in _tensors(output if named is None else named) if one.ndim == 2 and len(one) == rows]
+        if len(found) > 1:
+            shapes = ", ".join(str(tuple(one.shape)) for one in found)
+            raise ValueError(
+                f"{type(self.network).__name__} returns several tensors that could be logits: {shapes}; "
+                'return a dict that has them under "logits"'
+            )
+        if not found:
             return None
-        if self.layout_of_video == "(b t) c h w":
-            found = found.unflatten(0, (clips, -1)).mean(dim=1)
-        return found if len(found) == clips else None
+        return found[0] if rows == clips else found[0].unflatten(0, (clips, -1)).mean(dim=1)
 
     def dry_run(self) -> DryRun:
         """What every module puts out."""
         spec = self.input
         return dry_run(self.network, self._call, frames=spec.frames, size=spec.size, device=self.device)
 
-    def _hook(self, name: str, place: str) -> None:
-        def keep(output: Any) -> None:
-            if name in self._wanted and (tensor := first_tensor(output)) is not None:
-                self._seen[name] = tensor
+    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if name in self._wanted and (tensor := seen_at(self.places[name], inputs, output)) is not None:
+            self._seen[name] = tensor
 
-        module = self.network.get_submodule(place.removesuffix(INPUT))
-        if place.endswith(INPUT):
-            module.register_forward_pre_hook(lambda module, inputs: keep(inputs))
-        else:
-            module.register_forward_hook(lambda module, inputs, output: keep(output))
+
+def is_torchvisions(target: str) -> bool:
+    """Whether a target is one of torchvision's own models, which runs nobody else's code."""
+    where, _, name = target.partition(":")
+    return where.split(".")[:2] == ["torchvision", "models"] and name in list_models()
+
+
+def _function_at(target: str) -> Any:
+    where, _, name = target.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `python -m` looks there, the command `videokd` does not
+    try:
+        return getattr(importlib.import_module(where), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = dir(sys.modules[where]) if where in sys.modules else []
+        hint = nearest(name, [one for one in known if not one.startswith("_")]) if known else ""
+        raise ValueError(
+            f"no function at {target!r}: {error}{hint}; write package.module:function, of a package that is installed "
+            "or lies beside the recipe or where you are"
+        ) from error
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """All that a network returned."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    return [tensor for part in parts for tensor in _tensors(part)] if isinstance(parts, tuple | list) else []
 
 
 def _last_with_time(probe: DryRun) -> str:
-    """The last module whose output has steps of time, in the order in which modules run: several steps, if any has,
-    and not the network's last layer."""
-    with_time: dict[str, int] = {}
-    for module in [name for name in probe.one if not name.endswith(INPUT)][:-1]:
-        found = probe.layouts(module)
-        if len(found) == 1 and "t" in found[0].pattern:
-            with_time[module] = found[0].steps
-    several = [module for module, steps in with_time.items() if steps > 1] or list(with_time)
-    if several:
-        return several[-1]
+    """The last module whose output surely has several steps of time, in the order in which modules run; the network's
+    last layer is none."""
+    modules = [module for module in probe.shapes if not module.endswith(INPUT)]
+    for module, told in probe.several(modules[-2::-1]):
+        if told.sure and (told.layouts[0].steps > 1 or probe.frames == 1):
+            return module
     raise ValueError(
-        "no module puts out a map with steps of time whose layout can be told: name one in taps, "
+        "no module puts out a map with several steps of time whose layout can be told: name one in taps, "
         '{"frames": Tap(module=..., layout=..., steps=..., prefix=...)}'
     )
 

@@ -9,7 +9,7 @@ from videokd.models import Model, SoundModel
 from videokd.models.own import OwnModel
 
 TAP_COLUMNS = ("tap", "T' x H' x W'", "width", "steps centred on", "where")
-MODULE_COLUMNS = ("module", "output of one clip", "layout")
+MODULE_COLUMNS = ("module", "output of two clips", "layout")
 
 
 @torch.no_grad()
@@ -39,11 +39,10 @@ def module_rows(model: OwnModel) -> list[tuple[str, str, str]]:
     """Every module of a foreign network that puts out a tensor, and how its axes lie, where that can be told."""
     probe = model.dry_run()
     rows = []
-    for module, values in probe.one.items():
-        layouts = probe.layouts(module)
-        several = "one of " + "; ".join(one.said() for one in layouts) if layouts else "none that is known"
-        said = f"{layouts[0].said()} (T' = {layouts[0].steps})" if len(layouts) == 1 else several
-        rows.append((module, " x ".join(map(str, values.shape)), said))
+    for module, (layouts, sure) in probe.several(list(probe.shapes)):
+        said = [f"{one.said()} (T' = {one.steps})" for one in layouts]
+        where = ("" if sure else "write it: " + " or ".join(said)) if said else "none that is known"
+        rows.append((module, " x ".join(map(str, probe.shapes[module])), where or said[0]))
     return rows
 
 
