@@ -37,7 +37,7 @@ def write(
         container.mux(pictures.encode())
         if sound is None:
             return path
-        kind = "s16" if codec.startswith("pcm") else "fltp"
+        kind = "s16" if codec.startswith("pcm") or codec == "mp2" else "fltp"
         for first in range(0, num_samples, 1024):
             block = np.stack([channel[first : first + 1024] for channel in channels])
             if kind == "s16":

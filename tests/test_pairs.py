@@ -147,6 +147,20 @@ def test_who_says_nothing_of_a_clip_has_no_part_in_the_mixture() -> None:
     torch.testing.assert_close(mixed.logits[1], torch.tensor([0.0, 2.0]).log_softmax(dim=0))  # type: ignore[index]
 
 
+def test_a_mixture_of_teachers_that_are_both_sure_of_another_class_still_trusts_one_more() -> None:
+    # Of class 1 they are e^-100 and e^-90 sure, both too little for a float: e^10 to 1.
+    one, two = outputs([[100.0, 0.0, 0.0]]), outputs([[90.0, 0.0, 0.0]])
+    mixed = Mixture(of=("one", "two"), weights="confidence")({"one": one, "two": two}, torch.tensor([1]))
+    assert mixed.logits.softmax(dim=1)[0, 0].item() == pytest.approx(1)  # type: ignore[union-attr]
+
+
+def test_what_is_said_of_an_unknown_clip_has_no_part_even_if_it_is_no_number() -> None:
+    one, two = outputs([[2.0, 0.0]]), outputs([[float("nan"), 0.0]], [False])
+    for weights in ("uniform", "confidence"):
+        mixed = Mixture(of=("one", "two"), weights=weights)({"one": one, "two": two}, torch.tensor([0]))  # type: ignore[arg-type]
+        torch.testing.assert_close(mixed.logits, torch.tensor([[2.0, 0.0]]).log_softmax(dim=1))
+
+
 def test_terms_count_the_clips_that_both_know() -> None:
     label = torch.tensor([0, 1, 1])
     student, teacher = outputs([[1.0, 0.0]] * 3), outputs([[0.0, 1.0]] * 3, [True, False, True])
@@ -265,6 +279,17 @@ def test_a_published_teacher_that_numbers_its_classes_is_taken_to_have_the_datas
     with pytest.warns(UserWarning, match=f"numbers its 2 classes .* data's order, '{classes[0]}' to '{classes[1]}'"):
         summary = train(taught, tmp_path / "run", console=QUIET)
     assert summary["steps"] == 2
+
+
+@pytest.mark.parametrize("name", ["class names", "X-CLIP"])
+def test_a_student_that_tells_no_classes_apart_is_refused(
+    name: str, noisy_set: Path, originals: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match="a student tells classes apart by what it sees or hears, and .*Model does not"
+    ):
+        train(recipe(noisy_set, student=EVERY[name](originals)), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_without_classes_has_no_probabilities(noisy_set: Path, originals: Path, tmp_path: Path) -> None:

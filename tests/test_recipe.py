@@ -5,6 +5,7 @@ import pytest
 import tyro
 
 from videokd import recipe as recipes
+from videokd.clips.mixing import Mix
 from videokd.distill import check_terms
 from videokd.losses import FrameFeatures
 from videokd.models import ModelConfig
@@ -95,6 +96,8 @@ def test_impossible_runs_are_refused() -> None:
         replace(recipe, teachers={"student": recipe.teachers["teacher"]})
     with pytest.raises(ValueError, match="would remember endless views"):
         replace(recipe, data=replace(recipe.data, views=None))
+    with pytest.raises(ValueError, match="would remember clips that are mixed anew"):
+        replace(recipe, data=replace(recipe.data, mix=Mix()))
     with pytest.raises(ValueError, match="seeds are not negative"):
         replace(recipe, seed=-1)
 

@@ -159,11 +159,10 @@ class Mixture:
         log_probs = torch.stack([_logits(one).float().log_softmax(dim=1) for one in said])  # (M, B, K)
         everything = torch.ones(log_probs.shape[1], dtype=torch.bool, device=log_probs.device)
         known = torch.stack([everything if one.known is None else one.known for one in said])  # (M, B)
-        weights = known.float()
-        if self.weights == "confidence":
-            weights = weights * _confidence(log_probs, label)
-        shares = weights / weights.sum(dim=0).clamp(min=1e-12)
-        mixed = (log_probs.exp() * shares[:, :, None]).sum(dim=0)
+        trust = _log_confidence(log_probs, label) if self.weights == "confidence" else torch.zeros_like(known.float())
+        shares = trust.masked_fill(~known, -torch.inf).softmax(dim=0).nan_to_num()  # nan where nobody knows
+        # Whatever is said of a clip that is not known has no part, not even one that is not a number.
+        mixed = torch.where(known[:, :, None], log_probs.exp() * shares[:, :, None], 0).sum(dim=0)
         return Outputs(mixed.clamp(min=1e-12).log(), known=known.any(dim=0))
 
 
@@ -270,15 +269,15 @@ def _logits(outputs: Outputs) -> Tensor:
     return outputs.logits
 
 
-def _confidence(log_probs: Tensor, label: Tensor) -> Tensor:
-    """How far to trust each teacher on each clip: (M, B) from log-probabilities (M, B, K)."""
+def _log_confidence(log_probs: Tensor, label: Tensor) -> Tensor:
+    """Log of how far to trust each teacher on each clip: (M, B) from log-probabilities (M, B, K)."""
     known = labelled(label)
     if label.ndim == 1:
         right = log_probs.gather(2, label.clamp(min=0)[None, :, None].expand(len(log_probs), -1, 1)).squeeze(2)
     else:
         right = (log_probs * label.clamp(min=0)).sum(dim=2)
     minus_entropy = (log_probs.exp() * log_probs).sum(dim=2)
-    return torch.where(known, right, minus_entropy).exp()
+    return torch.where(known, right, minus_entropy)
 
 
 def _over_known(loss: Loss, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:

@@ -141,6 +141,8 @@ class Recipe:
         for name, teacher in self.teachers.items():
             if not isinstance(teacher, Mixture) and teacher.remember and self.data.views is None:
                 raise ValueError(f"teacher {name!r} would remember endless views: set data.views, or remember to False")
+            if not isinstance(teacher, Mixture) and teacher.remember and self.data.mix is not None:
+                raise ValueError(f"teacher {name!r} would remember clips that are mixed anew: set remember to False")
 
 
 def load(path: str | Path) -> Recipe:

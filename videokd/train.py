@@ -93,6 +93,8 @@ def train(
 
     torch.manual_seed(recipe.seed)
     model = recipe.student.build(manifest.classes)
+    if model.input is None or not model.has_logits:
+        raise ValueError(f"a student tells classes apart by what it sees or hears, and {type(model).__name__} does not")
     student = Student(model, recipe.objective, teachers).to(device)
     objective = Objective(recipe.objective)
     optimizer = recipe.optim.build(student)

@@ -72,6 +72,14 @@ def test_beyond_the_end_there_is_silence(tmp_path: Path) -> None:
     assert read_sound(path, SPEC, start=30.0) is None
 
 
+def test_sound_in_which_a_seek_lands_in_the_middle_of_a_frame_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mpg", codec="mp2", claps=[0.25 * number for number in range(1, 48)], seconds=12.0)
+    for start in (3.0, 6.0, 9.0):
+        samples = read_sound(path, SPEC, start=start)
+        assert samples is not None
+        assert len(claps_in(samples, start)) >= 3
+
+
 def test_a_video_without_sound_has_none_and_a_broken_one_says_so(tmp_path: Path) -> None:
     silent = DrawnVideo(name="silent.mp4").write(tmp_path)
     assert read_sound(silent, SPEC, start=0.0) is None

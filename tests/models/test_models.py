@@ -1,11 +1,13 @@
 """The door, the cost, and models on disk."""
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import random_clip
-from tiny_models import CLASSES, SMALL
+from tiny_models import CLASSES, SMALL, built
 from torchvision.models import get_model
 
 from videokd.contracts import Clip, InputSpec
@@ -39,6 +41,46 @@ def test_cost_is_counted_at_the_models_own_input() -> None:
     over_time = 8 * 48 * 3
     assert price.macs == stem + stages + over_time + 48 * 12
     assert price.params == 41_436
+
+
+def test_attention_counts_whether_or_not_it_is_fused(originals: Path) -> None:
+    # A transformer that looks at values, so that shapes alone can't be sent: its products of queries and keys, and of
+    # their shares and values, are N x N x width each, a block.
+    model = built("AST", originals)
+    network: Any = model.network  # type: ignore[attr-defined]
+    tokens, width, blocks = network.audio_spectrogram_transformer.embeddings.position_embeddings.shape[1], 32, 2
+    linear = sum(
+        (tokens if "layer" in name else 1) * module.weight.numel()
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    patches = (tokens - 2) * width * 16 * 16
+    assert cost(model).macs == linear + patches + blocks * 2 * tokens * tokens * width
+
+
+@pytest.mark.parametrize("name", ["Conv3d", "CompactShift", "R3D-18", "S3D", "Swin3D-T", "MViTv2-S", "X3D", "MoViNet"])
+def test_maps_that_nobody_asked_for_are_not_kept(name: str, originals: Path) -> None:
+    model = built(name, originals).eval()
+    first: Any = {
+        "Conv3d": lambda m: m.stages[0],
+        "CompactShift": lambda m: m.stages[0],
+        "R3D-18": lambda m: m.network.layer1,
+        "S3D": lambda m: m.network.features[0],
+        "Swin3D-T": lambda m: m.network.features[0],
+        "MViTv2-S": lambda m: m.network.blocks[0],
+        "X3D": lambda m: m.stages[0],
+        "MoViNet": lambda m: m.stages[0],
+    }[name](model)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    seen: list[Any] = []
+    alive: list[bool] = []
+    first.register_forward_hook(
+        lambda module, inputs, output: seen.append(weakref.ref(output if torch.is_tensor(output) else output[0]))
+    )
+    last.register_forward_pre_hook(lambda module, inputs: alive.append(seen[0]() is not None))
+    with torch.no_grad():
+        model(model.blank())
+        assert alive == [False]
 
 
 def test_a_clip_of_another_size_is_refused_with_both_shapes() -> None:

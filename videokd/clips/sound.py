@@ -1,6 +1,7 @@
 """The sound of a stretch of a video, on the video's own clock."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -52,7 +53,7 @@ def _decoded(container: "av.container.InputContainer", spec: SoundSpec, start: f
     any_sound = False
     container.seek(max(int(first / stream.time_base), 0) if stream.time_base else 0, stream=stream)
     as_float = av.AudioResampler(format="fltp")
-    for packet_frame in container.decode(stream):
+    for packet_frame in _frames(container, stream):
         if packet_frame.time is None:
             continue
         if packet_frame.time >= last:
@@ -75,3 +76,22 @@ def _decoded(container: "av.container.InputContainer", spec: SoundSpec, start: f
     kept = heard[skipped : skipped + spec.samples]
     samples[: len(kept)] = kept
     return torch.from_numpy(samples).clamp_(-1, 1)
+
+
+def _frames(
+    container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream"
+) -> Iterator["av.audio.frame.AudioFrame"]:
+    """All frames from here on. After a seek some formats begin in the middle of one, which can't be decoded."""
+    begun, failed = False, None
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            if begun:
+                raise
+            failed = error
+            continue
+        begun = begun or bool(frames)
+        yield from frames
+    if failed is not None and not begun:
+        raise failed

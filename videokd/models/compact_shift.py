@@ -57,7 +57,8 @@ class CompactShiftNetwork(VideoModel):
             stage.clips = clips
             after = stage(values)
             values = after + values if after.shape == values.shape else after
-            maps[f"stage{number}"] = folded_map(values, times)
+            if f"stage{number}" in taps:
+                maps[f"stage{number}"] = folded_map(values, times)
         frames = F.relu(self.over_time(rearrange(values.mean(dim=(2, 3)), "(b t) c -> b t c", b=clips)))
         pooled = self.mean_over_time(frames)
         maps |= {"frames": frame_map(frames, times), "clip": clip_map(pooled, times)}

@@ -52,8 +52,9 @@ class Conv3dNetwork(VideoModel):
             values = stage(values)
             if number == 2:
                 step_centres = step_times(times, stride=2)
-            maps[f"stage{number}"] = conv_map(values, step_centres)
-        maps["frames"] = maps["stage3"]
+            if f"stage{number}" in taps:
+                maps[f"stage{number}"] = conv_map(values, step_centres)
+        maps["frames"] = conv_map(values, step_centres)
         pooled = values.mean(dim=(2, 3, 4))
         maps["clip"] = clip_map(pooled, times)
         return Outputs(self.head(pooled), {tap: maps[tap] for tap in taps})
