@@ -97,7 +97,7 @@ def test_impossible_runs_are_refused() -> None:
     with pytest.raises(ValueError, match="would remember endless views"):
         replace(recipe, data=replace(recipe.data, views=None))
     with pytest.raises(ValueError, match="would remember clips that are mixed anew"):
-        replace(recipe, data=replace(recipe.data, mix=Mix()))
+        replace(recipe, data=replace(recipe.data, mix=Mix(mixup=0.2)))
     with pytest.raises(ValueError, match="seeds are not negative"):
         replace(recipe, seed=-1)
 
