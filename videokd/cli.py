@@ -260,7 +260,7 @@ def models(
     clips: int = 10,
     crops: int = 3,
 ) -> None:
-    """Prints what the built-in architectures cost at their published inputs.
+    """Prints what the built-in architectures cost at the inputs that they have by default.
 
     Args:
         clips: Views in time of a video when it is tested.

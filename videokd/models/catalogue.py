@@ -1,7 +1,8 @@
-"""One configuration of every architecture that is built in, at its published input."""
+"""One configuration of every architecture that is built in."""
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from videokd.contracts import Dense, InputSpec
 from videokd.models.compact_shift import CompactShift
@@ -9,7 +10,7 @@ from videokd.models.conv3d import Conv3d
 from videokd.models.huggingface import transformers
 from videokd.models.huggingface_images import HuggingFaceImages
 from videokd.models.huggingface_sound import HuggingFaceSound
-from videokd.models.huggingface_video import HuggingFaceVideo
+from videokd.models.huggingface_video import HuggingFaceVideo, XClipVision
 from videokd.models.model import ModelConfig
 from videokd.models.movinet import MoViNet
 from videokd.models.own import TorchvisionImages
@@ -52,6 +53,7 @@ STUDENTS: dict[str, ModelConfig] = {
     "MobileNetV3-S + attention": TimmVideo(temporal="attention", input=_FRAMES),
     "X3D-XS": X3D(input=replace(_X3D, frames=4, sampling=Dense(stride=12))),
     "X3D-S": X3D(),
+    "X3D-M": X3D(input=replace(_X3D, frames=16, size=224, sampling=Dense(stride=5))),
     "MoViNet-A0": MoViNet(input=InputSpec(frames=50, size=172, sampling=Dense(stride=5))),
     "CompactShift (quickstart)": CompactShift(),
 }
@@ -66,8 +68,8 @@ def huggingface() -> dict[str, ModelConfig]:
     """
     library = transformers()
 
-    def plain(config: str) -> str:
-        return json.dumps(getattr(library, config)().to_dict())
+    def plain(config: str, **options: Any) -> str:
+        return json.dumps(getattr(library, config)(**options).to_dict())
 
     video = {
         "VideoMAE-B": ("VideoMAEConfig", 16, 224),
@@ -75,7 +77,11 @@ def huggingface() -> dict[str, ModelConfig]:
         "ViViT-B": ("VivitConfig", 32, 224),
         "V-JEPA 2 L": ("VJEPA2Config", 64, 256),
     }
-    images = {"CLIP B/32, frames": ("CLIPConfig", 224), "DINOv2-B/14, frames": ("Dinov2Config", 224)}
+    images = {
+        "CLIP B/32, frames": ("CLIPConfig", 224),
+        "SigLIP B/16, frames": ("SiglipConfig", 224),
+        "DINOv2-B/14, frames": ("Dinov2Config", 224),
+    }
     found: dict[str, ModelConfig] = {
         name: HuggingFaceVideo(
             source=name,
@@ -86,5 +92,8 @@ def huggingface() -> dict[str, ModelConfig]:
     }
     for name, (config, size) in images.items():
         found[name] = HuggingFaceImages(source=name, architecture=plain(config), input=replace(_FRAMES, size=size))
+    found["X-CLIP B/32"] = XClipVision(
+        source="X-CLIP B/32", architecture=plain("XCLIPConfig", text_config={"vocab_size": 49408}), input=_FRAMES
+    )
     found["AST"] = HuggingFaceSound(source="AST", architecture=plain("ASTConfig"), mean=0.0, std=1.0)
     return found
