@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from typing import Any
 
 from videokd.contracts import Dense, InputSpec
 from videokd.models.compact_shift import CompactShift
@@ -68,7 +67,9 @@ def huggingface() -> dict[str, ModelConfig]:
     """
     library = transformers()
 
-    def plain(config: str, **options: Any) -> str:
+    def plain(config: str) -> str:
+        # SigLIP's own default has end tokens that are not in its vocabulary, and says so.
+        options = {"text_config": {"bos_token_id": None, "eos_token_id": None}} if config == "SiglipConfig" else {}
         return json.dumps(getattr(library, config)(**options).to_dict())
 
     video = {
@@ -92,8 +93,6 @@ def huggingface() -> dict[str, ModelConfig]:
     }
     for name, (config, size) in images.items():
         found[name] = HuggingFaceImages(source=name, architecture=plain(config), input=replace(_FRAMES, size=size))
-    found["X-CLIP B/32"] = XClipVision(
-        source="X-CLIP B/32", architecture=plain("XCLIPConfig", text_config={"vocab_size": 49408}), input=_FRAMES
-    )
+    found["X-CLIP B/32"] = XClipVision(source="X-CLIP B/32", architecture=plain("XCLIPConfig"), input=_FRAMES)
     found["AST"] = HuggingFaceSound(source="AST", architecture=plain("ASTConfig"), mean=0.0, std=1.0)
     return found
