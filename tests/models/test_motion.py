@@ -1,5 +1,6 @@
 """The motion teacher: what it sees of a known motion, and when."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tiny_models import CLASSES, SMALL
 from torchvision.models.optical_flow import raft_small
 
 from videokd.contracts import Clip, InputSpec
-from videokd.models import CompactShift, Conv3d, MelNetwork, Motion
+from videokd.models import CompactShift, Conv3d, HuggingFaceVideo, MelNetwork, Motion, load_model, save_model
 from videokd.models.motion import MotionModel
 
 
@@ -90,3 +91,20 @@ def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match=r"pip install 'videokd\[flow\]'"):
         motion("dis")
+
+
+def test_a_saved_one_over_a_published_network_comes_back_alone(originals: Path, tmp_path: Path) -> None:
+    shutil.copytree(originals / "videomae", tmp_path / "source")
+    model = Motion(of=HuggingFaceVideo(source=str(tmp_path / "source"))).build(None).eval()
+    save_model(model, tmp_path / "saved")
+    shutil.rmtree(tmp_path / "source")
+    loaded = load_model(tmp_path / "saved")
+    assert loaded.input == model.input
+    assert torch.equal(loaded(model.blank()).logits, model(model.blank()).logits)
+
+
+def test_raft_does_not_learn() -> None:
+    of = Conv3d(width=4, input=InputSpec(frames=2, size=128))
+    model = Motion(of=of, signal="raft").build(CLASSES, pretrained=False)
+    assert not any(parameter.requires_grad for parameter in model.raft.parameters())  # type: ignore[union-attr]
+    assert all(parameter.requires_grad for parameter in model.network.parameters())

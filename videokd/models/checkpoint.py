@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from videokd.config import from_plain, is_within, to_plain
+from videokd.models.huggingface_images import ClassNames
 from videokd.models.model import Model, ModelConfig
 from videokd.models.own import Own, is_torchvisions
 
@@ -50,13 +51,10 @@ def load_model(folder: str | Path, *, trust: Collection[str] = ()) -> Model[Any]
     config = from_plain(description.get("model"), trust=trust)
     if not isinstance(config, ModelConfig) or not isinstance(description.get("classes"), list):
         raise ValueError(f"{folder / DESCRIPTION} does not describe a model and its classes")
-    for target in _targets(config):
-        module = target.partition(":")[0]
-        if not is_torchvisions(target) and not is_within(module, trust):
-            raise ValueError(
-                f"{folder} holds a network that {target} makes, and loading it would run that code: name {module} in "
-                "trust (--trust on the command line) if it is yours"
-            )
+    for part in _parts(config):
+        _check_trust(part, trust, folder=folder)
+        if (isinstance(part, ClassNames) and part.width is None) or getattr(part, "architecture", "") is None:
+            raise ValueError(f"{folder / DESCRIPTION} lacks what its {type(part).__name__} is made of")
     model = config.build(description["classes"], pretrained=False)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
@@ -65,13 +63,23 @@ def load_model(folder: str | Path, *, trust: Collection[str] = ()) -> Model[Any]
     return model.eval()
 
 
-def _targets(config: object) -> Iterator[str]:
-    """Functions that a configuration would call."""
-    if isinstance(config, Own):
-        yield config.target
-    if is_dataclass(config):
+def _parts(config: object) -> Iterator[ModelConfig]:
+    """A model's configuration and those of the models inside it."""
+    if isinstance(config, ModelConfig):
+        yield config
         for one in fields(config):
-            yield from _targets(getattr(config, one.name))
+            yield from _parts(getattr(config, one.name))
+
+
+def _check_trust(config: ModelConfig, trust: Collection[str], *, folder: Path) -> None:
+    if not isinstance(config, Own) or is_torchvisions(config.target):
+        return
+    module = config.target.partition(":")[0]
+    if not is_within(module, trust):
+        raise ValueError(
+            f"{folder} holds a network that {config.target} makes, and loading it would run that code: name {module} "
+            "in trust (--trust on the command line) if it is yours"
+        )
 
 
 def check_classes(model_classes: Sequence[str], data_classes: Sequence[str], *, model: str, data: str) -> None:

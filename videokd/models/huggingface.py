@@ -5,17 +5,18 @@ Code that comes with a model is never run (`trust_remote_code` is never on).
 
 import importlib
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from videokd.config import nearest
 from videokd.contracts import Dense, InputSpec
-from videokd.models.model import unavailable
+from videokd.models.model import nameless, unavailable
 
 
 def transformers() -> ModuleType:
@@ -48,8 +49,12 @@ def described(source: str, architecture: str | None, known: Sequence[str]) -> An
         except (OSError, ValueError) as error:
             raise _not_had(source, error) from error
     if found.model_type not in known:
-        hint = nearest(found.model_type, known)
-        raise ValueError(f"{source} is a model of the kind {found.model_type!r}, which has no adapter here{hint}")
+        raise ValueError(
+            f"{source} is a model of the kind {found.model_type!r}, which has no adapter here; "
+            f"there are: {', '.join(known)}"
+        )
+    # What is written there may name a kernel on the hub, which is code.
+    found._attn_implementation = None
     return found
 
 
@@ -60,66 +65,203 @@ def kept(config: Any) -> str:
     return json.dumps(plain, sort_keys=True)
 
 
-def loaded(cls: Any, source: str, config: Any, *, head: Sequence[str] = ()) -> nn.Module:
-    """The model with its weights; a head that they lack or that is of another size is new, with a warning.
+def square(config: Any, name: str, *, source: str) -> int:
+    """The side of a square that a configuration may give as two numbers; it is made one there.
+
+    Raises:
+        ValueError: if the two differ.
+    """
+    side = getattr(config, name)
+    if not isinstance(side, int):
+        if len(set(side)) != 1:
+            raise ValueError(f"{source} has {name} {list(side)}: pictures and patches have to be square here")
+        side = int(side[0])
+        setattr(config, name, side)
+    return side
+
+
+class Loaded(NamedTuple):
+    """A network with its weights."""
+
+    network: nn.Module
+    lacks_head: bool
+    """Whether its head is new: the weights have none, or one of another size."""
+
+
+def loaded(cls: Any, source: str, config: Any, *, head: Sequence[str] = (), unused: Sequence[str] = ()) -> Loaded:
+    """The model with its weights, in float32 whatever they were kept in.
 
     Args:
         cls: class of the library.
         source: hub name or folder.
         config: as `described` returned it, with the number of labels wanted.
         head: beginnings of the names of the parameters of the head.
+        unused: likewise of those that are not used here, which the weights need not have.
 
     Raises:
-        ValueError: if weights can't be had, or lack other parameters than the head's.
+        ValueError: if weights can't be had, lack other parameters than these, or have more in their layers.
     """
     try:
         network, info = cls.from_pretrained(
-            source, config=config, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True
+            source,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise _not_had(source, error) from error
-    lacking = [key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])]
-    wrong = sorted(key for key in lacking if not key.startswith(tuple(head)))
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    keys = [key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])]
+    lacking = sorted(key for key in keys if not key.startswith(tuple(unused)))
+    if wrong := [key for key in lacking if not key.startswith(tuple(head))]:
         raise ValueError(
-            f"{source} is for another architecture than {cls.__name__}: it lacks, or has in another shape, "
-            f"{', '.join(wrong[:5])}{more}"
+            f"{source} is for another architecture than {cls.__name__}: "
+            f"it lacks, or has in another shape, {_some(wrong)}"
         )
-    if lacking:
-        warnings.warn(f"{source} has no head for these classes: the head is new and has to be trained", stacklevel=4)
+    # Parts of other tasks, as a decoder, are left out; a layer, or a part of one, is not.
+    used = (key for key in network.state_dict() if not key.startswith(tuple(unused)))
+    layers = {_layers(network, key) for key in used} - {None}
+    if beyond := sorted(key for key in info["unexpected_keys"] if _layers(network, key) in layers):
+        raise ValueError(
+            f"{source} has weights that its configuration has no place for, {_some(beyond)}: they belong to others"
+        )
     network.eval()
-    return network  # type: ignore[no-any-return]
+    return Loaded(network, bool(lacking))
 
 
-def preprocessing(source: str, *, frames: int, size: int) -> InputSpec:
+def classifier(
+    cls: Any,
+    source: str,
+    config: Any,
+    classes: Sequence[str] | None,
+    *,
+    pretrained: bool,
+    head: Sequence[str],
+    unused: Sequence[str] = (),
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network and the classes that it tells apart: those asked for, or the published ones, which are none where the
+    weights have no head. A head that was not trained for them is new, with a warning; for no classes there is none.
+
+    See `loaded` for the arguments.
+    """
+    published = labels(config)
+    names = published if classes is None else tuple(classes)
+    if names and len(names) != config.num_labels:
+        config.num_labels = len(names)
+    if pretrained:
+        network, is_new = loaded(cls, source, config, head=head, unused=unused)
+        if is_new and classes is None:
+            names = ()
+        if not is_new and names != published and not nameless(published):
+            for part in network.classifier.modules():  # type: ignore[union-attr]
+                if isinstance(part, nn.Linear):
+                    part.reset_parameters()
+            is_new = True
+        if is_new and names:
+            warnings.warn(
+                f"{source} has no head for these classes: the head is new and has to be trained", stacklevel=4
+            )
+    else:
+        network = cls(config).eval()
+    if not names:
+        for name in ("pooler", "classifier"):
+            if hasattr(network, name):
+                setattr(network, name, nn.Identity())
+    return network, names
+
+
+def preprocessing(source: str, *, frames: int, size: int, any_size: bool = False) -> InputSpec:
     """What the published model was trained to see: normalisation and crop from its preprocessor files.
 
-    Frames and size are those of its architecture; frames are taken at a stride of 4, as most such models are tested.
+    Frames and size are those of its architecture, or of the files if it takes `any_size`. No file tells the stride: it
+    is 4, as VideoMAE's is on Kinetics; others were trained with more or less between frames.
     """
-    found: Mapping[str, Any] = {}
-    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        if path := _file(source, name):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            break
+    found = _preprocessor(source)
     spec = InputSpec(frames=frames, size=size)
-    if "image_mean" not in found or "image_std" not in found:
+    mean: Any = spec.mean
+    std: Any = spec.std
+    if not found.get("do_normalize", True):
+        mean, std = 0.0, 1.0
+    elif "image_mean" not in found or "image_std" not in found:
         warnings.warn(
             f"{source} does not say how its input is normalised: ImageNet's mean and deviation are taken; "
             "give the model an `input` to say otherwise",
             stacklevel=5,
         )
-        mean, std = spec.mean, spec.std
     else:
-        mean, std = tuple(found["image_mean"]), tuple(found["image_std"])
-    short = found.get("size", {}).get("shortest_edge") if isinstance(found.get("size"), Mapping) else None
-    fraction = min(1.0, size / short) if short else spec.crop_fraction
-    return InputSpec(frames=frames, size=size, sampling=Dense(stride=4), crop_fraction=fraction, mean=mean, std=std)
+        mean, std = found["image_mean"], found["image_std"]
+    # The library takes (x * factor - offset - mean) / std of x in [0, 1].
+    factor, offset = 255.0, 0.0
+    if found.get("do_rescale", True):
+        factor *= found.get("rescale_factor", 1 / 255)
+        offset = float(found.get("offset", _kind(found).startswith("Vivit")))
+    crop, short = _crop(found, size=size)
+    return InputSpec(
+        frames=frames,
+        size=crop if any_size else size,
+        sampling=Dense(stride=4),
+        crop_fraction=min(1.0, crop / short) if short else spec.crop_fraction,
+        mean=_colours(mean, offset, factor),
+        std=_colours(std, 0.0, factor),
+    )
 
 
 def labels(config: Any) -> tuple[str, ...]:
     """The class names of a published head, in order."""
     return tuple(str(config.id2label[number]) for number in range(config.num_labels))
+
+
+def _preprocessor(source: str) -> Mapping[str, Any]:
+    """What is written of a model's preprocessing; nothing where nothing is."""
+    for name, part in (
+        ("processor_config.json", "video_processor"),
+        ("processor_config.json", "image_processor"),
+        ("video_preprocessor_config.json", None),
+        ("preprocessor_config.json", None),
+    ):
+        path = _file(source, name)
+        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        if part is not None:
+            found = found.get(part, {})
+        if found:
+            return found
+    return {}
+
+
+def _kind(found: Mapping[str, Any]) -> str:
+    return str(found.get("video_processor_type") or found.get("image_processor_type"))
+
+
+def _crop(found: Mapping[str, Any], *, size: int) -> tuple[int, int | None]:
+    """Pixels of what is cut out, and of the short side that it is cut from, if that is written."""
+    resized, cut = found.get("size"), found.get("crop_size")
+    if not found.get("do_center_crop", True):
+        cut = None
+    if cut is None and isinstance(resized, Mapping) and "height" in resized:
+        cut = resized  # all of the picture, made a square
+    return _side(cut) or size, _side(resized)
+
+
+def _side(written: int | Mapping[str, int] | None) -> int | None:
+    if isinstance(written, Mapping):
+        return written.get("shortest_edge", written.get("height"))
+    return written
+
+
+def _colours(values: float | Sequence[float], offset: float, factor: float) -> tuple[float, float, float]:
+    red, green, blue = [values] * 3 if isinstance(values, int | float) else values
+    return (red + offset) / factor, (green + offset) / factor, (blue + offset) / factor
+
+
+def _layers(network: nn.Module, key: str) -> str | None:
+    """The list of layers that a parameter is in: "encoder.layer" of "vit.encoder.layer.3.output.bias"."""
+    found = re.match(r"(.+?)\.\d+\.", key.removeprefix(f"{network.base_model_prefix}."))
+    return found[1] if found else None
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _file(source: str, name: str) -> Path | None:

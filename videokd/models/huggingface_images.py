@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videokd.contracts import UNLABELLED, FeatureMap, InputSpec, Outputs, labelled
-from videokd.models.huggingface import described, kept, loaded, preprocessing, transformers
+from videokd.models.huggingface import described, kept, loaded, preprocessing, square, transformers
 from videokd.models.model import Model, ModelConfig, VideoModel, clip_map, frame_map, token_map
 from videokd.models.temporal import MeanOverTime
 
@@ -54,16 +54,21 @@ class HuggingFaceImages(ModelConfig):
         """
         config = described(self.source, self.architecture, [*_WITH_TEXT, *_ALONE])
         vision = getattr(config, "vision_config", config)
-        spec = self.input or preprocessing(self.source, frames=8, size=_size(config))
-        patch = vision.patch_size
+        size, patch = (square(vision, name, source=self.source) for name in ("image_size", "patch_size"))
         any_size = config.model_type.startswith("dinov2")
+        spec = self.input or preprocessing(self.source, frames=8, size=size, any_size=any_size)
         if any_size and spec.size % patch:
             raise ValueError(f"{self.source} takes sizes that {patch} divides, got size={spec.size}")
-        if not any_size and spec.size != vision.image_size:
-            raise ValueError(f"{self.source} takes pictures of {vision.image_size} px, got size={spec.size}")
+        if not any_size and spec.size != size:
+            raise ValueError(f"{self.source} takes pictures of {size} px, got size={spec.size}")
         kind = _WITH_TEXT.get(config.model_type) or _ALONE[config.model_type]
         cls = getattr(transformers(), kind)
-        network = loaded(cls, self.source, config, head=("pooler",)) if pretrained else cls(config).eval()
+        unused = ("pooler", "embeddings.mask_token") if config.model_type in _ALONE else ()
+        network: Any = loaded(cls, self.source, config, unused=unused).network if pretrained else cls(config).eval()
+        if config.model_type == "vit":
+            network.pooler = None  # many weights have none
+        elif config.model_type in _ALONE:
+            network.embeddings.mask_token = None
         complete = replace(self, input=spec, architecture=kept(config))
         names = tuple(classes or ())
         words = None
@@ -77,8 +82,8 @@ class HuggingFaceImages(ModelConfig):
 class HuggingFaceImagesModel(VideoModel):
     """See `HuggingFaceImages`.
 
-    Taps: the blocks' patches; "spatial", the last ones; "frames", the embedding of every frame, of CLIP and SigLIP in
-    the space that they share with text; "clip", the mean of the frames' unit embeddings.
+    Taps: the blocks' patches; "spatial", the last ones; "frames", the embedding of every frame: of CLIP and SigLIP in
+    the space that they share with text, of the others the class token; "clip", the mean of the frames' unit embeddings.
     """
 
     causal = True
@@ -92,7 +97,8 @@ class HuggingFaceImagesModel(VideoModel):
         self.blocks = blocks
         kind = network.config.model_type
         # The text side has done its part: its embeddings of the classes are kept.
-        self.vision: Any = network.vision_model if kind in _WITH_TEXT else network
+        self.has_text = kind in _WITH_TEXT
+        self.vision: Any = network.vision_model if self.has_text else network
         self.projection: Any = network.visual_projection if kind == "clip" else nn.Identity()
         self.mean_over_time = MeanOverTime(input.frames)
         self.prefix = 0 if kind == "siglip" else 1 + getattr(description, "num_register_tokens", 0)
@@ -114,20 +120,25 @@ class HuggingFaceImagesModel(VideoModel):
                 maps[tap] = self._map(seen.hidden_states[self.blocks.index(tap) - len(self.blocks)], times)
         if "spatial" in taps:
             maps["spatial"] = self._map(seen.last_hidden_state, times)
-        frames = self.projection(seen.pooler_output).unflatten(0, times.shape)
-        clip = self.mean_over_time(F.normalize(frames, dim=-1))
+        pooled = seen.pooler_output if self.has_text else seen.last_hidden_state[:, 0]
+        # In float32 under autocast too: in bfloat16 a cosine is off by 2^-9, and a logit of CLIP's by 100 times that.
+        with torch.autocast(video.device.type, enabled=False):
+            frames = self.projection(pooled.to(self.mean.dtype)).unflatten(0, times.shape)
+            clip = self.mean_over_time(F.normalize(frames.float(), dim=-1))
+            logits = self._similarity(clip)
         if "frames" in taps:
             maps["frames"] = frame_map(frames, times)
         if "clip" in taps:
             maps["clip"] = clip_map(clip, times)
-        logits = None
-        if self.words is not None:
-            assert isinstance(self.words, Tensor)
-            assert isinstance(self.scale, Tensor)
-            logits = self.scale * F.normalize(clip, dim=-1) @ self.words.T
-            if isinstance(self.bias, Tensor):
-                logits = logits + self.bias
         return Outputs(logits, maps)
+
+    def _similarity(self, clip: Tensor) -> Tensor | None:
+        """Logits (B, K) of clips (B, D)."""
+        if not isinstance(self.words, Tensor):
+            return None
+        assert isinstance(self.scale, Tensor)
+        logits = self.scale.float() * F.normalize(clip, dim=-1) @ self.words.T.float()
+        return logits + self.bias.float() if isinstance(self.bias, Tensor) else logits
 
     def _map(self, tokens: Tensor, times: Tensor) -> FeatureMap:
         folded = rearrange(tokens[:, self.prefix :], "(b t) n c -> b (t n) c", t=times.shape[1])
@@ -170,7 +181,7 @@ class ClassNames(ModelConfig):
             return ClassNamesModel(self, names, torch.zeros(len(names), self.width))
         config = described(self.source, None, list(_WITH_TEXT))
         cls = getattr(transformers(), _WITH_TEXT[config.model_type])
-        words = embedded(loaded(cls, self.source, config), self.source, names, prompt=self.prompt)
+        words = embedded(loaded(cls, self.source, config).network, self.source, names, prompt=self.prompt)
         return ClassNamesModel(replace(self, width=words.shape[1]), names, words)
 
 
@@ -225,8 +236,3 @@ def embedded(network: Any, source: str, classes: Sequence[str], *, prompt: str) 
 
 def _joint_width(config: Any) -> int:
     return int(config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size)
-
-
-def _size(config: Any) -> int:
-    """Pixels of the pictures that it was trained on."""
-    return int(getattr(config, "vision_config", config).image_size)

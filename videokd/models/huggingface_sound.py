@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videokd.contracts import FeatureMap, Outputs, SoundSpec
-from videokd.models.huggingface import described, kept, labels, loaded, transformers
+from videokd.models.huggingface import classifier, described, kept, transformers
 from videokd.models.model import ModelConfig, SoundModel
 
 _PREFIX = 2
@@ -37,23 +37,20 @@ class HuggingFaceSound(ModelConfig):
         return True
 
     def build(self, classes: Sequence[str] | None, *, pretrained: bool = True) -> "HuggingFaceSoundModel":
-        """The model, its head resized to `classes` where the published one has others.
+        """The model, its head new where the published one tells other classes apart. With `classes` None, weights
+        without a head make a teacher of features, which tells none apart.
 
         Raises:
             ValueError: without transformers; for a model of another kind; for a sample rate that it was not made for,
                 or a sound that is longer than it takes.
         """
         config = described(self.source, self.architecture, ["audio-spectrogram-transformer"])
-        names = labels(config) if classes is None else tuple(classes)
-        if len(names) != config.num_labels:
-            config.num_labels = len(names)
         library = transformers()
-        cls = library.ASTForAudioClassification
         with warnings.catch_warnings():
             # So AST was trained: the lowest of its 128 bands are narrower than a bin of its spectrum.
             warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
             extractor = library.ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
-        complete = replace(self, architecture=kept(config))
+        complete = self
         if self.mean is None or self.std is None:
             published = _published_extractor(self.source) or extractor  # AudioSet's
             if published.sampling_rate != self.input.sample_rate:
@@ -65,8 +62,9 @@ class HuggingFaceSound(ModelConfig):
         longest = config.max_length * 0.01
         if self.input.seconds > longest + 0.025:
             raise ValueError(f"{self.source} takes sounds of up to {longest:g} s, got {self.input.seconds:g} s")
-        network = loaded(cls, self.source, config, head=("classifier",)) if pretrained else cls(config)
-        return HuggingFaceSoundModel(complete, names, network, extractor)
+        cls = library.ASTForAudioClassification
+        network, names = classifier(cls, self.source, config, classes, pretrained=pretrained, head=("classifier",))
+        return HuggingFaceSoundModel(replace(complete, architecture=kept(config)), names, network, extractor)
 
 
 def _published_extractor(source: str) -> Any:
@@ -86,6 +84,7 @@ class HuggingFaceSoundModel(SoundModel):
         blocks = tuple(f"block{number}" for number in range(1, description.num_hidden_layers + 1))
         super().__init__(config, classes, taps=blocks, input=config.input)
         self.network = network
+        self.has_logits = bool(classes)
         self.extractor = extractor
         self.blocks = blocks
         patch = description.patch_size
@@ -115,7 +114,7 @@ class HuggingFaceSoundModel(SoundModel):
             maps = {tap: self._map(hidden[tap], start) for tap in taps if tap != "clip"}
         if "clip" in taps:
             maps["clip"] = FeatureMap(pooled[:, None, None, None], start[:, None] + self.input.seconds / 2)
-        return Outputs(found.logits, maps)
+        return Outputs(found.logits if self.has_logits else None, maps)
 
     def _map(self, tokens: Tensor, start: Tensor) -> FeatureMap:
         assert isinstance(self.centres, Tensor)

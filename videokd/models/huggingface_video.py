@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videokd.contracts import FeatureMap, InputSpec, Outputs
-from videokd.models.huggingface import described, kept, labels, loaded, preprocessing, transformers
+from videokd.models.huggingface import classifier, described, kept, loaded, preprocessing, square, transformers
 from videokd.models.model import ModelConfig, VideoModel, clip_map, step_times, token_map
 
 
@@ -54,50 +54,61 @@ class HuggingFaceVideo(ModelConfig):
         return True
 
     def build(self, classes: Sequence[str] | None, *, pretrained: bool = True) -> "HuggingFaceVideoModel":
-        """The model, its head resized to `classes` where the published one has others.
+        """The model, its head new where the published one tells other classes apart. With `classes` None, weights
+        without a head make a teacher of features, which tells none apart.
 
         Raises:
             ValueError: without transformers; for a model of another kind; for frames or a size that it can't take.
         """
         config = described(self.source, self.architecture, list(_FAMILIES))
         family = _FAMILIES[config.model_type]
-        names = labels(config) if classes is None else tuple(classes)
-        if len(names) != config.num_labels:
-            config.num_labels = len(names)
-        own = _own_input(config)
-        spec = self.input or preprocessing(self.source, frames=own.frames, size=own.size)
-        _check_input(self.source, spec, config, family)
-        cls = getattr(transformers(), family.classifier)
-        network = (
-            loaded(cls, self.source, config, head=("classifier", "pooler", "fc_norm")) if pretrained else cls(config)
+        own = _own_input(self.source, config)
+        spec = self.input or preprocessing(self.source, frames=own.frames, size=own.size, any_size=family.any_size)
+        _check_input(self.source, spec, own, family)
+        if config.model_type == "vjepa2":
+            # Its positions are counted on the grid that is written, whatever comes in.
+            config.frames_per_clip, config.crop_size = spec.frames, spec.size
+        network, names = classifier(
+            getattr(transformers(), family.classifier),
+            self.source,
+            config,
+            classes,
+            pretrained=pretrained,
+            head=("classifier", "pooler", "fc_norm"),
+            unused=("vjepa2.predictor",),
         )
+        if config.model_type == "vjepa2":
+            del network.vjepa2.predictor  # type: ignore[union-attr]
         complete = replace(self, input=spec, architecture=kept(config))
         return HuggingFaceVideoModel(complete, names, network, spec)
 
 
 class HuggingFaceVideoModel(VideoModel):
-    """See `HuggingFaceVideo`. A step of time is a tubelet; class tokens are no part of the maps."""
+    """See `HuggingFaceVideo`. A step of time is a tubelet; class tokens are no part of the maps.
+
+    "clip" is the class token, or the mean of the last tokens: of V-JEPA 2 too, whose pooler belongs to the head (its
+    attentive probe).
+    """
 
     def __init__(self, config: HuggingFaceVideo, classes: Sequence[str], network: nn.Module, input: InputSpec) -> None:
         self_config: Any = network.config
         blocks = tuple(f"block{number}" for number in range(1, self_config.num_hidden_layers + 1))
         super().__init__(config, classes, taps=blocks, input=input)
         self.network = network
+        self.has_logits = bool(classes)
         self.blocks = blocks
         self.family = _FAMILIES[self_config.model_type]
-        self.tubelet = _own_input(self_config).tubelet
-        self._pooled: Tensor | None = None
-        classifier = network.classifier
-        assert isinstance(classifier, nn.Module)
-        classifier.register_forward_pre_hook(self._keep)
+        self.tubelet = _own_input(config.source, self_config).tubelet
+        self._last: Tensor | None = None
+        network.base_model.register_forward_hook(self._keep)  # type: ignore[union-attr]
 
     def run(self, video: Tensor, times: Tensor, taps: Sequence[str]) -> Outputs:
         """See `VideoModel.run`."""
         wants_maps = any(tap != "clip" for tap in taps)
         frames = rearrange(video, "b c t h w -> b t c h w").contiguous()
         found = self.network(**{self.family.video: frames}, output_hidden_states=wants_maps)
-        pooled, self._pooled = self._pooled, None
-        assert pooled is not None
+        last, self._last = self._last, None
+        assert last is not None
         maps: dict[str, FeatureMap] = {}
         if wants_maps:
             centres = step_times(times, stride=self.tubelet, kernel=self.tubelet, padding=0)
@@ -105,8 +116,16 @@ class HuggingFaceVideoModel(VideoModel):
             hidden["frames"] = found.hidden_states[-1]
             maps = {tap: self._map(hidden[tap], centres) for tap in taps if tap != "clip"}
         if "clip" in taps:
-            maps["clip"] = clip_map(pooled, times)
-        return Outputs(found.logits, maps)
+            maps["clip"] = clip_map(self._pooled(last), times)
+        return Outputs(found.logits if self.has_logits else None, maps)
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        if self.family.prefix:
+            return tokens[:, 0]
+        # VideoMAE's pretraining weights have none: there the library takes the first patch for a class token.
+        norm = getattr(self.network, "fc_norm", None)
+        mean = tokens.mean(dim=1)
+        return mean if norm is None else norm(mean)
 
     def _map(self, tokens: Tensor, centres: Tensor) -> FeatureMap:
         if not self.family.time_last:
@@ -115,8 +134,8 @@ class HuggingFaceVideoModel(VideoModel):
         by_place = rearrange(tokens[:, self.family.prefix :], "b (n t) c -> b (t n) c", t=steps)
         return token_map(by_place, centres, prefix=0)
 
-    def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._pooled = inputs[0]
+    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+        self._last = outputs.last_hidden_state
 
 
 class _OwnInput(NamedTuple):
@@ -126,19 +145,28 @@ class _OwnInput(NamedTuple):
     patch: int
 
 
-def _own_input(config: Any) -> _OwnInput:
-    """What an architecture is made for."""
+def _own_input(source: str, config: Any) -> _OwnInput:
+    """What an architecture is made for.
+
+    Raises:
+        ValueError: if that is not square, or every frame goes by itself.
+    """
     if config.model_type == "vjepa2":
-        return _OwnInput(config.frames_per_clip, config.crop_size, config.tubelet_size, config.patch_size)
+        patch = square(config, "patch_size", source=source)
+        return _OwnInput(config.frames_per_clip, config.crop_size, config.tubelet_size, patch)
+    size = square(config, "image_size", source=source)
     if config.model_type == "vivit":
-        tubelet, patch, _ = config.tubelet_size
-        return _OwnInput(config.num_frames, config.image_size, tubelet, patch)
+        tubelet, patch, width = config.tubelet_size
+        if patch != width:
+            raise ValueError(f"{source} has tubelets of {patch} x {width} px: patches have to be square here")
+        return _OwnInput(config.num_frames, size, tubelet, patch)
+    if getattr(config, "attention_type", None) == "space_only":
+        raise ValueError(f"{source} attends in space only, which has no adapter here: take it with divided_space_time")
     tubelet = getattr(config, "tubelet_size", 1)
-    return _OwnInput(config.num_frames, config.image_size, tubelet, config.patch_size)
+    return _OwnInput(config.num_frames, size, tubelet, square(config, "patch_size", source=source))
 
 
-def _check_input(source: str, spec: InputSpec, config: Any, family: _Family) -> None:
-    own = _own_input(config)
+def _check_input(source: str, spec: InputSpec, own: _OwnInput, family: _Family) -> None:
     if family.any_size:
         if spec.frames % own.tubelet or spec.size % own.patch:
             raise ValueError(
@@ -179,14 +207,15 @@ class XClipVision(ModelConfig):
         """
         config = described(self.source, self.architecture, ["xclip"])
         vision = config.vision_config
-        spec = self.input or preprocessing(self.source, frames=vision.num_frames, size=vision.image_size)
-        if (spec.frames, spec.size) != (vision.num_frames, vision.image_size):
+        frames, size = vision.num_frames, square(vision, "image_size", source=self.source)
+        spec = self.input or preprocessing(self.source, frames=frames, size=size)
+        if (spec.frames, spec.size) != (frames, size):
             raise ValueError(
-                f"{self.source} takes {vision.num_frames} frames of {vision.image_size} px and no others: its "
-                f"positions are learned; got frames={spec.frames}, size={spec.size}"
+                f"{self.source} takes {frames} frames of {size} px and no others: its positions are learned; "
+                f"got frames={spec.frames}, size={spec.size}"
             )
         cls = transformers().XCLIPModel
-        network = loaded(cls, self.source, config) if pretrained else cls(config)
+        network = loaded(cls, self.source, config).network if pretrained else cls(config)
         complete = replace(self, input=spec, architecture=kept(config))
         return XClipVisionModel(complete, tuple(classes or ()), network, spec)
 

@@ -65,7 +65,9 @@ class Motion(ModelConfig):
             raft = raft_small(weights=None)
             if pretrained and (found := published(self.flow_weights, head="")):
                 found.load(raft)
-        return MotionModel(self, network, raft)
+            raft.requires_grad_(False)
+        # What the network found out of itself goes with it.
+        return MotionModel(replace(self, of=network.config), network, raft)
 
 
 class MotionModel(VideoModel):
