@@ -242,6 +242,75 @@ recipe = Recipe(
 """
 
 
+OWN_TRAINED = """
+from dataclasses import replace
+from videokd.contracts import InputSpec
+from videokd.distill import Term
+from videokd.losses import FrameFeatures, SoftTargets
+from videokd.models import Own
+from videokd.recipe import TrainedTeacher, load
+
+alone = load("quickstart/alone.py")
+recipe = replace(
+    alone,
+    student=Own(target="my_net:make", arguments={"classes": 12}, input=InputSpec(frames=8, size=32)),
+    optim=replace(alone.optim, steps=2),
+)
+taught = replace(
+    alone,
+    teachers={"mine": TrainedTeacher(checkpoint="runs/mine", trust=("my_net",))},
+    objective={"soft": Term(loss=SoftTargets(), teacher="mine"), "frames": Term(loss=FrameFeatures(), teacher="mine")},
+    optim=replace(alone.optim, steps=2),
+)
+"""
+
+MY_NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 6, 3, stride=(2, 4, 4), padding=1)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, video):
+        return self.head(self.conv(video).mean(dim=(2, 3, 4)))
+
+def make(classes):
+    return Net(classes)
+"""
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_learns_is_scored_and_teaches(drawn_set: Path, tmp_path: Path) -> None:
+    # As the command, in a process of its own, from a folder in which the user's files lie.
+    (tmp_path / "my_net.py").write_text(MY_NET)
+    (tmp_path / "own.py").write_text(OWN_TRAINED)
+    (tmp_path / "taught.py").write_text("from own import taught\nrecipe = taught\n")
+    command = [str(Path(sys.executable).with_name("videokd"))]
+    if not Path(command[0]).is_file():
+        command = [sys.executable, "-P", "-m", "videokd.cli"]
+    data = ("--data.path", str(drawn_set), "--data.val-split", "None")
+
+    def said(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, text = said("taps", "own.py", *data)
+    assert code == 0, text
+    assert re.search(r"frames +│ 4 x 8 x 8 +│ 6 +│ 0, 2, 4, 6 +│ conv: b c t h w", text)
+    code, text = said("train", "own.py", "--out", "runs/mine", *data)
+    assert code == 0, text
+    code, text = said("evaluate", "runs/mine")
+    assert code == 1
+    assert "loading it would run that code: name my_net in trust (--trust on the command line)" in text
+    code, text = said("evaluate", "runs/mine", "--trust", "my_net")
+    assert code == 0, text
+    assert "on 12 clips of" in text
+    code, text = said("train", "taught.py", "--out", "runs/taught", *data)
+    assert code == 0, text
+
+
 def test_taps_without_a_recipe_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["taps", "--modules"]) == 1
     assert "usage: videokd taps RECIPE" in capsys.readouterr().err
