@@ -245,7 +245,7 @@ def test_a_run_with_published_teachers_and_their_mixture(noisy_set: Path, origin
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (Motion(of=CompactShift(width=4, input=SEES)), "teacher 'one' is not trained, and a term wants its logits"),
+        (Motion(of=CompactShift(width=4, input=SEES)), "teacher 'one' is not trained: name the `weights`"),
         (
             Own(target="torchvision.models.video:r3d_18", input=SEES),
             r"class lists of teacher 'one' \(400\) and .* \(2\)",
@@ -285,11 +285,31 @@ def test_a_published_teacher_that_numbers_its_classes_is_taken_to_have_the_datas
 def test_a_student_that_tells_no_classes_apart_is_refused(
     name: str, noisy_set: Path, originals: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        ValueError, match=r"a student tells classes apart by .*, and \w+Model does not"
-    ):
+    with pytest.raises(ValueError, match=r"a student tells classes apart by .*, and \w+Model does not"):
         train(recipe(noisy_set, student=EVERY[name](originals)), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_set_without_any_sound_teaches_nobody_to_listen(drawn_set: Path, tmp_path: Path) -> None:
+    listens = recipe(drawn_set, student=MelNetwork(backbone="mobilenetv3_small_050", input=HEARS, mels=32))
+    with pytest.raises(ValueError, match="none of the first 12 clips has sound, and student listens"):
+        train(listens, tmp_path / "ear", console=QUIET)
+
+
+def test_a_student_of_other_classes_is_refused(noisy_set: Path, tmp_path: Path) -> None:
+    wrong = recipe(noisy_set, student=Own(target="torchvision.models.video:r3d_18", input=SEES))
+    with pytest.raises(ValueError, match=r"class lists of the student \(400\) and .* \(2\)"):
+        train(wrong, tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tap_that_is_not_there_names_the_term_and_the_party(originals: Path) -> None:
+    terms = {"frames": Term(loss=FrameFeatures(student_tap="stage9"))}
+    teacher = Teacher(built("Conv3d", originals), {"frames": "frames"})
+    with pytest.raises(
+        ValueError, match=r"term 'frames' compares 'stage9' of 'student': .*no tap 'stage9'; did you mean"
+    ):
+        Student(built("CompactShift", originals), terms, {"teacher": teacher})
 
 
 def test_a_teacher_without_classes_has_no_probabilities(noisy_set: Path, originals: Path, tmp_path: Path) -> None:

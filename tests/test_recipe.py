@@ -107,7 +107,7 @@ def test_a_misspelt_field_in_a_file_names_the_nearest(tmp_path: Path) -> None:
     head = "from dataclasses import replace\nfrom videokd.optim import AdamW\nfrom videokd.recipe import load\n"
     for line in ("optim = AdamW(stepz=3)", "recipe = replace(load('quickstart/alone.py').optim, stepz=3)"):
         file.write_text(head + line)
-        with pytest.raises(ValueError, match=r"mine\.py: .*unexpected keyword argument 'stepz'"):
+        with pytest.raises(ValueError, match=r"mine\.py:\d+: .*unexpected keyword argument 'stepz'"):
             load(file)
     file.write_text(head + "optim = AdamW(stepz=3)")
     with pytest.raises(ValueError, match=r"did you mean 'steps'\?"):
@@ -125,3 +125,42 @@ def test_an_anchored_recipe_is_good_from_any_folder(tmp_path: Path, monkeypatch:
 def test_shipped_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert recipes.load("quickstart/teacher.py").optim.steps == 700
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "student=replace(alone.student, input=replace(alone.student.input, sampling=2))",
+            r"student\.input\.sampling = 2",
+        ),
+        (
+            "objective={'hard': CrossEntropy()}",
+            r"objective = \{'hard': CrossEntropy.*not an instance of videokd\.distill\.Term",
+        ),
+        (
+            "objective={'frames': Term(loss=FrameFeatures(distance='cosinus'))}",
+            r"objective\.frames\.loss\.distance = 'cosi",
+        ),
+        ("student=TimmVideo(temporal='shft')", r"student\.temporal = 'shft'"),
+        ("data=replace(alone.data, on_bad_video='ignore')", r"data\.on_bad_video = 'ignore'"),
+        ("teachers={'mine': Own(target='a:b', input=alone.student.input)}", r"teachers = \{'mine': Own\("),
+        ("data=replace(alone.data, batch_size='8')", r":9: '<' not supported"),
+        ("sede=3", r":9: .*'sede'"),
+        ("seed=1 +", r":9: SyntaxError"),
+        ("seed=nothing", r":9: NameError: name 'nothing'"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_field_or_line(written: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import replace\n"
+        "from videokd.distill import Term\n"
+        "from videokd.losses import CrossEntropy, FrameFeatures\n"
+        "from videokd.models import Own, TimmVideo\n"
+        "from videokd.recipe import load\n\n"
+        "alone = load('quickstart/alone.py')\n\n"
+        f"recipe = replace(alone, {written})\n"
+    )
+    with pytest.raises(ValueError, match=said):
+        load(file)

@@ -135,7 +135,8 @@ def write_originals(folder: Path) -> Path:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    words = ["<pad>", "<s>", "</s>", "<unk>", "a", "video", "of", "run", "jumping", "jack", "dance"]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "a", "video", "of"]
+    words += ["run", "jumping", "jack", "dance", "early", "late"]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ from videokd.clips.manifest import Manifest
 from videokd.clips.packing import Packing
 from videokd.clips.packing import pack as pack_videos
 from videokd.config import nearest
+from videokd.distill import check_taps
 from videokd.evaluate import evaluate as evaluate_model
 from videokd.machine import Machine, terminal
-from videokd.models import catalogue
+from videokd.models import Model, catalogue
 from videokd.models.cost import cost
 from videokd.models.own import OwnModel
 from videokd.recipe import Recipe
@@ -92,15 +94,36 @@ class _TrainCommand:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 
 
+_TRAIN_USAGE = (
+    "usage: videokd train RECIPE [--out DIR] [--FIELD VALUE ...], or videokd train --resume RUN; "
+    "videokd train RECIPE --help lists the recipe's fields"
+)
+_TAPS_USAGE = (
+    "usage: videokd taps RECIPE [--modules] [--FIELD VALUE ...]; --modules lists every module of a network of your "
+    "own, to choose taps from"
+)
+
+
+def _wants_usage(arguments: Sequence[str], usage: str) -> bool:
+    """Whether help was asked for, and is shown.
+
+    Raises:
+        ValueError: with the usage, if no recipe is named.
+    """
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(usage)
+        return True
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(usage)
+    return False
+
+
 def train(arguments: Sequence[str]) -> None:
     """`videokd train RECIPE [--out DIR] [--FIELD VALUE ...]`, or `videokd train --resume RUN [--FIELD VALUE ...]`."""
     resume = arguments[:1] == ["--resume"]
     source, fields = (arguments[1:2], arguments[2:]) if resume else (arguments[:1], arguments[1:])
-    if not source or source[0].startswith("-"):
-        raise ValueError(
-            "usage: videokd train RECIPE [--out DIR] [--FIELD VALUE ...], or videokd train --resume RUN; "
-            "videokd train RECIPE --help lists the recipe's fields"
-        )
+    if _wants_usage(source, _TRAIN_USAGE):
+        return
     path = Path(source[0])
     if resume and not (path / "recipe.json").is_file():
         raise ValueError(f"{path} holds no run to resume (no recipe.json)")
@@ -153,6 +176,8 @@ def evaluate(
         trust: Packages and modules of your own that the network is made by.
         machine: Device and precision.
     """
+    if not run.is_dir():
+        raise ValueError(f"no folder {run}: name that of a run")
     if videos is None:
         if not (run / "recipe.json").is_file():
             raise ValueError(f"{run} has no recipe.json to take the list from: name one with --list")
@@ -235,11 +260,8 @@ def taps(arguments: Sequence[str]) -> None:
     """`videokd taps RECIPE [--modules] [--FIELD VALUE ...]`: what a recipe's models hand out, found by a dry run."""
     modules = "--modules" in arguments
     rest = [argument for argument in arguments if argument != "--modules"]
-    if not rest or rest[0].startswith("-"):
-        raise ValueError(
-            "usage: videokd taps RECIPE [--modules] [--FIELD VALUE ...]; --modules lists every module of a network of "
-            "your own, to choose taps from"
-        )
+    if _wants_usage(rest, _TAPS_USAGE):
+        return
     recipe = tyro.cli(
         tyro.conf.AvoidSubcommands[Recipe],
         default=recipes.load(rest[0]),
@@ -247,13 +269,25 @@ def taps(arguments: Sequence[str]) -> None:
         prog=f"videokd taps {rest[0]}",
         description="What the recipe's student and teachers hand out.",
     )
-    for party, model in parties(recipe).items():
+    missing = []
+    found: dict[str, Model[Any]] = {}
+    for party, build in parties(recipe).items():
+        try:
+            model = found[party] = build()
+        except ValueError as error:
+            missing.append(f"{party}: {error}")
+            continue
         title = f"{party}: {type(model.config).__name__}, {describe_input(model.input)}"
         rows = tap_rows(model)
         CONSOLE.print(terminal_table(TAP_COLUMNS[: len(rows[0])], rows, title=title, justify="left"))
         if modules and isinstance(model, OwnModel):
             title = f"{party}: modules"
             CONSOLE.print(terminal_table(MODULE_COLUMNS, module_rows(model), title=title, justify="left"))
+    if modules and not any(isinstance(model, OwnModel) for model in found.values()):
+        CONSOLE.print("--modules lists those of a network of your own (`Own`), and there is none in this recipe")
+    if missing:
+        raise ValueError("; ".join(missing))
+    check_taps(recipe.objective, found)
 
 
 def models(
@@ -266,6 +300,8 @@ def models(
         clips: Views in time of a video when it is tested.
         crops: Views in space.
     """
+    if clips < 1 or crops < 1:
+        raise ValueError(f"clips and crops are at least 1, got {clips} and {crops}")
     groups = {"students": catalogue.STUDENTS, "teachers": catalogue.TEACHERS}
     try:
         groups["teachers from Hugging Face"] = catalogue.huggingface()
@@ -292,6 +328,11 @@ def doctor() -> None:
     rows = [("videokd", videokd.__version__), ("Python", f"{platform.python_version()} on {platform.platform()}")]
     for package in ("torch", "torchvision", "timm", "av", "numpy", "einops", "safetensors", "tyro"):
         rows.append((package, importlib.metadata.version(package)))
+    for extra, package in (("hf", "transformers"), ("flow", "opencv-python-headless")):
+        try:
+            rows.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((package, f"not installed: pip install 'videokd[{extra}]'"))
     libraries = ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in av.library_versions.items())
     rows.append(("FFmpeg libraries in av", libraries))
     decoders = ("h264", "hevc", "vp9", "av1", "mpeg4")
@@ -452,7 +493,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            return _run(arguments)
+    except BrokenPipeError:
+        # Whoever read has read enough (`| head`); Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Interrupted as stop:
         print(f"videokd: {stop}", file=sys.stderr)
         return 130
@@ -481,6 +528,11 @@ def _run(arguments: list[str]) -> int:
         print(f"{said}{USAGE}", end="", file=sys.stderr)
         return 2
     return 0
+
+
+def _note(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning as a user reads it, without the line of code that it came from."""
+    print(f"videokd: note: {message}", file=sys.stderr)
 
 
 def _plain_recipe(run: Path) -> Any:

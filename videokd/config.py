@@ -11,7 +11,9 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 _FILE_MODULE = "videokd_recipe_file:"
 
@@ -63,6 +65,22 @@ def from_plain(plain: Any, *, trust: Trust = "any") -> Any:
         return cls(**given)
     except TypeError as error:
         raise ValueError(f"{cls.__name__} can't be made of what is written: {error}") from error
+
+
+def check_types(config: Any, path: str = "") -> None:
+    """Raises a `ValueError` that names field, value and type, for a value of another type in a configuration or in one
+    inside it."""
+    hints = get_type_hints(type(config))
+    for one in dataclasses.fields(config):
+        value, name = getattr(config, one.name), f"{path}{one.name}"
+        try:
+            check_type(value, hints[one.name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError as error:
+            raise ValueError(f"{name} = {value!r} of {type(config).__name__} is wrong: {error}") from error
+        inner = value if isinstance(value, Mapping) else {"": value}
+        for key, part in inner.items():
+            if dataclasses.is_dataclass(part) and not isinstance(part, type):
+                check_types(part, f"{name}.{key}." if key else f"{name}.")
 
 
 def is_within(module: str, packages: Collection[str]) -> bool:

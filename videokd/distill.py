@@ -48,11 +48,11 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.pairs: dict[str, Pair] = {}
-        for term in terms.values():
-            for pair in term.loss.pairs():
-                model.check_taps([pair.student])
-                self.pairs[_key(pair, term.teacher)] = pair
+        models = {name: one.model for name, one in teachers.items() if isinstance(one, Teacher)}
+        check_taps(terms, {"student": model, **models})
+        self.pairs: dict[str, Pair] = {
+            _key(pair, term.teacher): pair for term in terms.values() for pair in term.loss.pairs()
+        }
         self.projections = nn.ModuleDict()
         projected = {
             _key(pair, term.teacher): (pair, term.teacher)
@@ -241,6 +241,23 @@ def check_terms(
             )
         if term.loss.pairs() and term.teacher in (mixtures or {}):
             raise ValueError(f"term {name!r} compares features, and {term.teacher!r} is a mixture, which has none")
+
+
+def check_taps(terms: Mapping[str, Term], models: Mapping[str, Model[Any]]) -> None:
+    """Raises a `ValueError` that names the term, the party and the nearest tap, for one that a model does not have.
+
+    Args:
+        terms: of the objective.
+        models: "student" and teachers by name; what is compared of others is not checked.
+    """
+    for name, term in terms.items():
+        for pair in term.loss.pairs():
+            for party, tap in (("student", pair.student), (term.teacher, pair.teacher)):
+                try:
+                    if party in models:
+                        models[party].check_taps([tap])
+                except ValueError as error:
+                    raise ValueError(f"term {name!r} compares {tap!r} of {party!r}: {error}") from error
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from videokd.clips.loader import OnBadVideo
 from videokd.clips.manifest import Manifest, is_url
 from videokd.clips.mixing import Mix
 from videokd.clips.views import Augment
-from videokd.config import from_plain, import_file, nearest, to_plain
+from videokd.config import check_types, from_plain, import_file, nearest, to_plain
 from videokd.distill import Mixture, Term
 from videokd.machine import Machine
 from videokd.models import ModelConfig
@@ -72,10 +72,10 @@ class Data:
             raise ValueError(f"train_split and val_split are both {self.train_split!r}: validation would be training")
         if "test" in (self.train_split, self.val_split):
             raise ValueError("the test split is for `videokd evaluate`: a run neither trains nor selects on it")
-        if self.repeats < 1 or self.spread < 1 or self.time_limit <= 0:
+        if self.batch_size < 1 or self.repeats < 1 or self.spread < 1 or self.time_limit <= 0:
             raise ValueError(
-                "repeats and spread are at least 1 and time_limit is above 0, "
-                f"got {self.repeats}, {self.spread} and {self.time_limit}"
+                "batch_size, repeats and spread are at least 1 and time_limit is above 0, "
+                f"got {self.batch_size}, {self.repeats}, {self.spread} and {self.time_limit}"
             )
         if self.in_memory and self.workers:
             raise ValueError(f"in_memory decodes once, in the main process: set workers to 0, not {self.workers}")
@@ -132,6 +132,7 @@ class Recipe:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.validate_every < 1 or self.checkpoint_every < 1:
             raise ValueError("validate_every and checkpoint_every count steps: at least 1")
         if self.seed < 0 or self.data.view_seed < 0:
@@ -156,14 +157,14 @@ def load(path: str | Path) -> Recipe:
         path = shipped
     if not path.is_file():
         known = sorted(file.relative_to(configs_folder()).as_posix() for file in configs_folder().rglob("*.py"))
-        raise ValueError(f"no recipe at {path}; recipes that come with videokd: {', '.join(known)}")
+        raise ValueError(f"no recipe at {path}{nearest(path.as_posix(), known)}")
     if path.suffix == ".json":
         found = from_plain(json.loads(path.read_text(encoding="utf-8")))
     else:
         try:
             found = getattr(import_file(path), "recipe", None)
-        except TypeError as error:
-            raise ValueError(f"{path}: {error}{_nearest_field(error)}") from error
+        except Exception as error:
+            raise ValueError(f"{path}{_line_of(error, path)}: {_said(error)}{_nearest_field(error)}") from error
     if not isinstance(found, Recipe):
         raise ValueError(f"{path} does not define `recipe = Recipe(...)`, but {type(found).__name__}")
     return found
@@ -197,7 +198,21 @@ def configs_folder() -> Path:
     return checkout / "configs" if (checkout / "pyproject.toml").is_file() else package / "configs"
 
 
-def _nearest_field(error: TypeError) -> str:
+def _line_of(error: Exception, path: Path) -> str:
+    """The last line of the file that led to the error, as ":12"."""
+    if isinstance(error, SyntaxError) and error.filename == str(path.resolve()):
+        return f":{error.lineno}"
+    lines = [
+        entry.lineno for entry in traceback.extract_tb(error.__traceback__) if entry.filename == str(path.resolve())
+    ]
+    return f":{lines[-1]}" if lines else ""
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
+
+
+def _nearest_field(error: Exception) -> str:
     """A hint for "Recipe.__init__() got an unexpected keyword argument 'optm'"."""
     said = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     for frame, _ in traceback.walk_tb(error.__traceback__) if said else ():

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -95,6 +96,7 @@ def train(
     model = recipe.student.build(manifest.classes)
     if model.input is None or not model.has_logits:
         raise ValueError(f"a student tells classes apart by what it sees or hears, and {type(model).__name__} does not")
+    check_classes(model.classes, manifest.classes, model="the student", data=recipe.data.path)
     student = Student(model, recipe.objective, teachers).to(device)
     objective = Objective(recipe.objective)
     optimizer = recipe.optim.build(student)
@@ -157,6 +159,9 @@ def train(
             seen_clips += len(batch.id)
             last = step == recipe.optim.steps
             if step % LOG_EVERY == 0 or last:
+                for party, clips_without in silent.items():
+                    if clips_without == seen_clips:
+                        raise ValueError(f"none of the first {seen_clips} clips has sound, and {party} listens")
                 row = {name: loss.item() for name, loss in losses.items()}
                 row |= {"lr": lr, "grad_norm": norm.item()}
                 known = labelled(batch.label)
@@ -240,31 +245,31 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher |
             model = _published(source.model, classes, name=name, needs_logits=needs_logits)
         else:
             model = load_model(source.checkpoint, trust=source.trust)
-        if needs_logits and not model.has_logits:
-            raise ValueError(f"a term wants the class probabilities of teacher {name!r}, which has no classes")
         if needs_logits:
-            check_classes(model.classes, classes, model=f"teacher {name!r}", data=recipe.data.path)
+            _check_logits(model, classes, recipe, name=name)
         taps = wanted_taps(recipe.objective, name)
         teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
     return teachers
 
 
-def parties(recipe: Recipe) -> dict[str, Model[Any]]:
-    """The recipe's student and teachers, built without published weights: for a look at them.
+def parties(recipe: Recipe) -> dict[str, Callable[[], Model[Any]]]:
+    """What builds the recipe's student and teachers, without published weights: for a look at them.
 
     A list that is not there yet is taken to have two classes.
     """
     there = is_url(recipe.data.path) or Path(recipe.data.path).exists()
     classes = recipe.data.manifest().classes if there else ("one class", "another")
-    found = {"student": recipe.student}
-    models: dict[str, Model[Any]] = {}
+
+    def build(config: ModelConfig) -> Model[Any]:
+        return config.build(classes, pretrained=False).eval()
+
+    found: dict[str, Callable[[], Model[Any]]] = {"student": partial(build, recipe.student)}
     for name, source in recipe.teachers.items():
         if isinstance(source, PublishedTeacher):
-            found[name] = source.model
+            found[name] = partial(build, source.model)
         elif isinstance(source, TrainedTeacher):
-            models[name] = load_model(source.checkpoint, trust=source.trust)
-    built = {name: config.build(classes, pretrained=False) for name, config in found.items()}
-    return {name: model.eval() for name, model in (built | models).items()}
+            found[name] = partial(load_model, source.checkpoint, trust=source.trust)
+    return found
 
 
 def view_specs(student: Model[Any], teachers: Mapping[str, Teacher | Mixture]) -> dict[str, ViewSpec]:
@@ -277,9 +282,12 @@ def _published(config: ModelConfig, classes: Sequence[str], *, name: str, needs_
     """A teacher as it was published: with its own head, unless it fits any classes or its logits are not wanted."""
     if config.fits_any_classes:
         return config.build(classes)
-    if needs_logits and not config.is_published:
-        raise ValueError(f"teacher {name!r} is not trained, and a term wants its logits: name weights, or a checkpoint")
-    model = config.build(None if config.is_published else classes)
+    if not config.is_published:
+        raise ValueError(
+            f"teacher {name!r} is not trained: name the `weights` of its {type(config).__name__}, or a checkpoint as a "
+            "TrainedTeacher"
+        )
+    model = config.build(None)
     if needs_logits and nameless(model.classes) and len(model.classes) == len(classes):
         warnings.warn(
             f"teacher {name!r} numbers its {len(classes)} classes and does not name them: they are taken to be the "
@@ -288,6 +296,17 @@ def _published(config: ModelConfig, classes: Sequence[str], *, name: str, needs_
         )
         model.classes = tuple(classes)
     return model
+
+
+def _check_logits(model: Model[Any], classes: Sequence[str], recipe: Recipe, *, name: str) -> None:
+    terms = [term for term, one in recipe.objective.items() if one.loss.needs_teacher_logits]
+    what = "drop the terms that want them, of {}, or fine-tune it on these classes".format(", ".join(terms))
+    if not model.has_logits:
+        raise ValueError(f"a term wants the class probabilities of teacher {name!r}, which has no classes: {what}")
+    try:
+        check_classes(model.classes, classes, model=f"teacher {name!r}", data=recipe.data.path)
+    except ValueError as error:
+        raise ValueError(f"{error}; class probabilities can't be compared then: {what}") from error
 
 
 def _dataset(

@@ -215,6 +215,18 @@ def test_class_names_are_the_text_towers_embeddings(name: str, originals: Path) 
     torch.testing.assert_close(mixed, halves)
 
 
+def test_class_names_that_the_tokenizer_does_not_know_are_refused(originals: Path) -> None:
+    with pytest.raises(
+        ValueError, match="gives every class name the same embedding: its tokenizer knows none of walk, sit"
+    ):
+        ClassNames(source=str(originals / "clip")).build(["walk", "sit"])
+    with (
+        pytest.warns(UserWarning, match="the classes are numbers"),
+        pytest.raises(ValueError, match="every class name"),
+    ):
+        ClassNames(source=str(originals / "clip")).build(["0", "1"])
+
+
 def test_input_none_takes_the_published_preprocessing(originals: Path) -> None:
     spec = HuggingFaceVideo(source=str(originals / "videomae")).build(None).input
     assert (spec.frames, spec.size, spec.mean, spec.std) == (8, 32, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -490,7 +502,7 @@ def test_other_inputs_of_the_others_are_refused_too(originals: Path) -> None:
 
 def test_a_model_of_another_kind_and_one_that_is_not_there_say_so(originals: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"is a model of the kind 'clip', which has no adapter here; there are: videomae"
+        ValueError, match=r"is a model of the kind 'clip', which has no adapter here; take HuggingFaceImages"
     ):
         HuggingFaceVideo(source=str(originals / "clip")).build(None)
     (tmp_path / "registers").mkdir()

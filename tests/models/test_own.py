@@ -419,6 +419,13 @@ def test_a_copy_and_a_pickled_one_hand_out_their_own_taps() -> None:
         assert model._seen == other._seen == {}
 
 
+def test_classes_may_be_named() -> None:
+    named = own("users_nets:folded", video="(b t) c h w", classes=("dance", "run", "jumping_jack"))
+    assert named.classes == ("dance", "run", "jumping_jack")  # in another order than the data's
+    with pytest.raises(ValueError, match="users_nets:folded has 3 logits, and 2 classes are named"):
+        own("users_nets:folded", video="(b t) c h w", classes=("dance", "run"))
+
+
 def test_several_outputs_that_could_be_logits_are_asked_about() -> None:
     with pytest.raises(ValueError, match=r'several tensors that could be logits: \(2, 6\), \(2, 3\).*under "logits"'):
         own("users_nets:two_outputs")

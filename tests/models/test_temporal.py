@@ -111,6 +111,15 @@ def test_a_model_that_sees_later_frames_does_not_step() -> None:
         model.step(random_clip(frames=1))
 
 
+def test_frames_of_another_size_and_the_state_of_another_model_are_refused() -> None:
+    model = CompactShift(width=4, input=SMALL, causal=True).build(CLASSES).eval()
+    with pytest.raises(ValueError, match=r"takes frames \(B, t, 3, 32, 32\), got \(2, 1, 3, 64, 64\)"):
+        model.step(random_clip(frames=1, size=64))
+    _, state = timm_video(causal=True).build(CLASSES).eval().step(random_clip(frames=1))
+    with pytest.raises(ValueError, match=r"the state of another model: it has backbone"):
+        model.step(random_clip(frames=1), state)
+
+
 def test_state_is_taken_from_the_caller_alone() -> None:
     model = CompactShift(width=4, input=SMALL, causal=True).build(CLASSES).eval()
     clip = random_clip(frames=8)

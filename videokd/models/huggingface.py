@@ -7,7 +7,8 @@ import importlib
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -33,6 +34,15 @@ def transformers() -> ModuleType:
         ) from error
 
 
+_ADAPTERS = {
+    **dict.fromkeys(("videomae", "vjepa2", "timesformer", "vivit"), "HuggingFaceVideo"),
+    **dict.fromkeys(("clip", "siglip", "dinov2", "dinov2_with_registers", "vit"), "HuggingFaceImages"),
+    "xclip": "XClipVision",
+    "audio-spectrogram-transformer": "HuggingFaceSound",
+}
+"""Kind of model -> who takes it."""
+
+
 def described(source: str, architecture: str | None, known: Sequence[str]) -> Any:
     """The model's own configuration: from the JSON that was kept with a saved model, the hub, or a folder.
 
@@ -49,10 +59,9 @@ def described(source: str, architecture: str | None, known: Sequence[str]) -> An
         except (OSError, ValueError) as error:
             raise _not_had(source, error) from error
     if found.model_type not in known:
-        raise ValueError(
-            f"{source} is a model of the kind {found.model_type!r}, which has no adapter here; "
-            f"there are: {', '.join(known)}"
-        )
+        other = _ADAPTERS.get(found.model_type)
+        hint = f"take {other}" if other else f"there are: {', '.join(known)}"
+        raise ValueError(f"{source} is a model of the kind {found.model_type!r}, which has no adapter here; {hint}")
     # What is written there may name a kernel on the hub, which is code.
     found._attn_implementation = None
     return found
@@ -102,14 +111,15 @@ def loaded(cls: Any, source: str, config: Any, *, head: Sequence[str] = (), unus
         ValueError: if weights can't be had, lack other parameters than these, or have more in their layers.
     """
     try:
-        network, info = cls.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            network, info = cls.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise _not_had(source, error) from error
     keys = [key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])]
@@ -212,6 +222,21 @@ def labels(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[number]) for number in range(config.num_labels))
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own report of the keys, which is given here, and its progress bar."""
+    logs = importlib.import_module("transformers.utils.logging")
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(level)
+        if bars:
+            logs.enable_progress_bar()
+
+
 def _preprocessor(source: str) -> Mapping[str, Any]:
     """What is written of a model's preprocessing; nothing where nothing is."""
     for name, part in (
@@ -274,4 +299,6 @@ def _file(source: str, name: str) -> Path | None:
 
 
 def _not_had(source: str, error: Exception) -> ValueError:
+    if (Path(source).is_absolute() or source.count("/") > 1) and not Path(source).is_dir():
+        return unavailable(source, ValueError("there is no such folder"))
     return unavailable(source, ValueError(str(error).strip().splitlines()[0]))

@@ -1,5 +1,6 @@
 """Image teachers over frames from Hugging Face: CLIP, SigLIP, DINOv2; and class names through their text towers."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from videokd.contracts import UNLABELLED, FeatureMap, InputSpec, Outputs, labelled
 from videokd.models.huggingface import described, kept, loaded, preprocessing, square, transformers
-from videokd.models.model import Model, ModelConfig, VideoModel, clip_map, frame_map, token_map
+from videokd.models.model import Model, ModelConfig, VideoModel, clip_map, frame_map, nameless, token_map
 from videokd.models.temporal import MeanOverTime
 
 _WITH_TEXT = {"clip": "CLIPModel", "siglip": "SiglipModel"}
@@ -230,8 +231,18 @@ def embedded(network: Any, source: str, classes: Sequence[str], *, prompt: str) 
     if network.config.model_type == "siglip":
         inputs.pop("attention_mask", None)  # trained without one
     found = network.get_text_features(**inputs)
-    vectors = found if isinstance(found, Tensor) else found.pooler_output
-    return F.normalize(vectors, dim=-1)
+    vectors = F.normalize(found if isinstance(found, Tensor) else found.pooler_output, dim=-1)
+    if nameless(classes):
+        warnings.warn(
+            f"the classes are numbers, and {source} is asked about {texts[0]!r}: name them (data.class_names)",
+            stacklevel=4,
+        )
+    if len(classes) > 1 and torch.allclose(vectors, vectors[:1], atol=1e-4):
+        raise ValueError(
+            f"{source} gives every class name the same embedding: its tokenizer knows none of "
+            f"{', '.join(classes[:3])}; are its tokenizer's files there?"
+        )
+    return vectors
 
 
 def _joint_width(config: Any) -> int:

@@ -132,16 +132,23 @@ class VideoModel(Model[Clip]):
 
         Returns:
             Outputs after these frames: at the end of a clip, what `forward` says of the whole clip. And the state for
-            the next step, plain tensors by name. Time is averaged over the last `input.frames` frames.
+            the next step, plain tensors by name (detached only under `torch.no_grad`). Time is averaged over the last
+            `input.frames` frames, of MoViNet over all.
 
         Raises:
-            ValueError: if the model is not causal.
+            ValueError: if the model is not causal, for frames of another size, or the state of another model.
         """
         self.check_taps(taps)
         if not self.causal:
             raise ValueError(
                 f"{type(self).__name__} sees later frames and can't run frame by frame: build it with causal=True, "
                 "if its config has that"
+            )
+        spec = self.input
+        if view.frames.shape[2:] != (3, spec.size, spec.size):
+            raise ValueError(
+                f"{type(self).__name__} takes frames (B, t, 3, {spec.size}, {spec.size}), "
+                f"got {tuple(view.frames.shape)}"
             )
         with streaming(self, state) as after:
             outputs = self.run(self.entered(view.frames), view.times, taps)

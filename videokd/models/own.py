@@ -45,6 +45,9 @@ class Own(ModelConfig):
     steps of time, and its mean."""
     weights: str | None = None
     """A file of weights to load, where the function does not do so itself."""
+    classes: tuple[str, ...] | None = None
+    """What its logits are of, in order; None takes them to be of the data's classes, in the data's order, if they are
+    as many."""
 
     @property
     def is_published(self) -> bool:
@@ -76,7 +79,13 @@ class Own(ModelConfig):
             raise ValueError(f"{self.target} returned {type(network).__name__}, not an nn.Module")
         if pretrained and self.weights is not None:
             Published(self.weights, read_weights(self.weights), "", None).load(network)
-        return OwnModel(self, classes, network, video=self.video, taps=self.taps, input=self.input)
+        names = self.classes if self.classes is not None else classes
+        model = OwnModel(self, names, network, video=self.video, taps=self.taps, input=self.input)
+        if self.classes is not None and model.classes != self.classes:
+            raise ValueError(
+                f"{self.target} has {len(model.classes)} logits, and {len(self.classes)} classes are named"
+            )
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +200,10 @@ class OwnModel(VideoModel):
     def dry_run(self) -> DryRun:
         """What every module puts out."""
         spec = self.input
-        return dry_run(self.network, self._call, frames=spec.frames, size=spec.size, device=self.device)
+        try:
+            return dry_run(self.network, self._call, frames=spec.frames, size=spec.size, device=self.device)
+        except ValueError as error:
+            raise ValueError(f"{error} (it is given its video as {self.layout_of_video!r}; see `video`)") from error
 
     def _keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if name in self._wanted and (tensor := seen_at(self.places[name], inputs, output)) is not None:

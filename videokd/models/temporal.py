@@ -30,6 +30,9 @@ def streaming(model: nn.Module, state: Mapping[str, Tensor] | None) -> Iterator[
     """Runs the model's layers over time as a stream that goes on from `state`; fills in the state after it."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, OverTime)}
     after: State = {}
+    strange = [key for key in state or {} if key.rpartition("/")[0] not in layers]
+    if strange:
+        raise ValueError(f"this is the state of another model: it has {', '.join(strange[:3])}")
     for name, layer in layers.items():
         layer.streaming = True
         head = f"{name}/"

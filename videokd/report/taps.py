@@ -16,15 +16,18 @@ MODULE_COLUMNS = ("module", "output of two clips", "layout")
 def tap_rows(model: Model[Any]) -> list[tuple[str, ...]]:
     """One row a tap, by a dry run over one clip of nothing: its grid, its width, and the middle of its steps.
 
-    Steps are in frames of the clip, counted from 0, or in seconds of its sound. Of a network of the user's own, where
+    Steps are in frames of the video, counted from the clip's first, so that parties of different strides can be
+    compared; in frames of the clip where it has no stride; in seconds of a sound. Of a network of the user's own, where
     each is too.
     """
     features = model(model.blank(), model.taps).features
+    sampling = model.input.sampling if isinstance(model.input, InputSpec) else None
+    stride = sampling.stride if isinstance(sampling, Dense) else 1
     rows: list[tuple[str, ...]] = []
     for tap in model.taps:
         found = features[tap]
         _, steps, height, width, channels = found.values.shape
-        times = found.times[0].tolist()
+        times = (found.times[0] * stride).tolist()
         shown = times if len(times) <= 4 else [*times[:3], None, times[-1]]
         unit = " s" if isinstance(model, SoundModel) else ""
         centres = ", ".join("..." if one is None else f"{one:.4g}{unit}" for one in shown)
