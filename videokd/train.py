@@ -284,8 +284,8 @@ def _published(config: ModelConfig, classes: Sequence[str], *, name: str, needs_
         return config.build(classes)
     if not config.is_published:
         raise ValueError(
-            f"teacher {name!r} is not trained: name the `weights` of its {type(config).__name__}, or a checkpoint as a "
-            "TrainedTeacher"
+            f"teacher {name!r} is not trained: name the `weights` of its {type(config).__name__} (of a backbone over "
+            'frames those are for temporal="average"), or a checkpoint as a TrainedTeacher'
         )
     model = config.build(None)
     if needs_logits and nameless(model.classes) and len(model.classes) == len(classes):

@@ -12,6 +12,7 @@ from videokd.contracts import InputSpec
 from videokd.models import X3D, MoViNet
 from videokd.models.cost import cost
 from videokd.models.movinet import CumulativeMean, MoViNetNetwork, _Bottleneck, _Excitation
+from videokd.models.temporal import streaming
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,16 @@ def test_cumulative_mean_by_hand() -> None:
     values = torch.tensor([1.0, 3.0, 8.0]).view(1, 1, 3, 1, 1)
     assert CumulativeMean(causal=True)(values).flatten().tolist() == [1, 2, 4]
     assert CumulativeMean(causal=False)(values).flatten().tolist() == [4]
+
+
+def test_a_long_stream_in_half_precision_goes_on_counting() -> None:
+    mean = nn.Sequential(CumulativeMean(causal=True))
+    state = None
+    for value in [1.0] * 300 + [3.0] * 700:
+        with streaming(mean, state) as state:
+            now = mean(torch.full((1, 1, 1, 1, 1), value, dtype=torch.bfloat16))
+    # (300 x 1 + 700 x 3) / 1000 = 2.4, which is 2.40625 in bfloat16.
+    assert (now.dtype, now.item()) == (torch.bfloat16, 2.40625)
 
 
 def test_movinet_takes_the_clip_as_a_stream_of_any_length() -> None:

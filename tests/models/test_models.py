@@ -71,7 +71,7 @@ def test_maps_that_nobody_asked_for_are_not_kept(name: str, originals: Path) -> 
         "X3D": lambda m: m.stages[0],
         "MoViNet": lambda m: m.stages[0],
     }[name](model)
-    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv3d)][-1]
     seen: list[Any] = []
     alive: list[bool] = []
     first.register_forward_hook(

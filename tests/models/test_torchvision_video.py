@@ -1,5 +1,7 @@
 """torchvision's networks: their own logits, their published costs, sizes that they take."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import CLASSES, SMALL
@@ -115,3 +117,11 @@ def test_s3d_is_centred_where_its_convolutions_are() -> None:
     assert found["stage4"].times[0].tolist() == [0, 4, 8, 12]
     # A pooling of two without padding lies between its two.
     assert found["frames"].times[0].tolist() == [2, 10]
+
+
+def test_mvit_weights_of_another_size_say_so(tmp_path: Path) -> None:
+    model = MViT(name="mvit_v2_s", input=InputSpec(frames=4, size=32)).build(CLASSES)
+    torch.save(model.network.state_dict(), tmp_path / "a.pth")  # type: ignore[operator, union-attr]
+    larger = MViT(name="mvit_v2_s", input=InputSpec(frames=4, size=64), weights=str(tmp_path / "a.pth"))
+    with pytest.raises(ValueError, match=r"another number of frames or another size of pictures .*attn\.rel_pos_h"):
+        larger.build(CLASSES)

@@ -200,9 +200,13 @@ class SoundModel(Model[Sound]):
 
 def unavailable(weights: str, error: Exception) -> ValueError:
     """What to say of published weights that could not be fetched or read."""
+    # torch says ten lines, in colours, of a file that holds more than tensors.
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+    if "weights_only" in str(error):
+        said = "it holds more than tensors by name: save the network's state_dict() and nothing else"
     return ValueError(
-        f"the weights {weights!r} could not be had: {error}. "
-        "Name a local file, or train from scratch with --student.weights None"
+        f"the weights {weights!r} could not be had: {said}. Name a local file, or, of a student, train from scratch "
+        "(--student.weights None)"
     )
 
 

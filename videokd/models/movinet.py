@@ -38,7 +38,7 @@ class MoViNet(ModelConfig):
         names = named(classes, found.classes if found else None, of="MoViNet")
         network = MoViNetNetwork(self, names)
         if found:
-            found.load(network)
+            found.load(network, names)
         return network
 
 
@@ -99,13 +99,16 @@ class MoViNetNetwork(VideoModel):
         values = self.stem(video)
         for number, stage in enumerate(self.stages, start=1):
             values = stage(values)
-            maps[f"stage{number}"] = conv_map(values, times)
+            if f"stage{number}" in taps:
+                maps[f"stage{number}"] = conv_map(values, times)
         values = self.last(values)
-        maps["frames"] = conv_map(values, times)
+        if "frames" in taps:
+            maps["frames"] = conv_map(values, times)
         # The mean up to the last frame is the mean of the clip.
         pooled = self.mean_over_time(values.mean(dim=(3, 4), keepdim=True))[:, :, -1, 0, 0]
-        maps["clip"] = clip_map(pooled, times)
-        return Outputs(self.head(pooled), {tap: maps[tap] for tap in taps})
+        if "clip" in taps:
+            maps["clip"] = clip_map(pooled, times)
+        return Outputs(self.head(pooled), maps)
 
 
 class BufferedConv(OverTime):
@@ -146,13 +149,14 @@ class CumulativeMean(OverTime):
         """(B, C, T, 1, 1) -> (B, C, T, 1, 1), or (B, C, 1, 1, 1) if it is not causal."""
         if not self.causal:
             return values.mean(dim=2, keepdim=True)
-        total = values.cumsum(dim=2)
-        count = torch.arange(1, values.shape[2] + 1, device=values.device, dtype=values.dtype)
+        # Half precision can't count beyond 256: the mean of a long stream would stand still.
+        total = values.cumsum(dim=2, dtype=torch.float32)
+        count = torch.arange(1, values.shape[2] + 1, device=values.device, dtype=torch.float32)
         if self.streaming:
             if self.past:
                 total, count = total + self.past["total"], count + self.past["count"]
             self.past = {"total": total[:, :, -1:], "count": count[-1:]}
-        return total / count.view(-1, 1, 1)
+        return (total / count.view(-1, 1, 1)).to(values.dtype)
 
 
 class _Bottleneck(nn.Module):

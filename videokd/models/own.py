@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torchvision
 from einops import rearrange
 from torch import Tensor, nn
-from torchvision.models import get_model, list_models
+from torchvision.models import list_models
 
 from videokd.config import nearest
 from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs
 from videokd.models.layouts import INPUT, DryRun, Tap, dry_run, module_of, seen_at
-from videokd.models.model import ModelConfig, VideoModel, clip_map, named
-from videokd.models.published import Published, published, read_weights
+from videokd.models.model import ModelConfig, VideoModel, clip_map
+from videokd.models.published import Published, image_network, read_weights
 
 Video = Literal["b c t h w", "b t c h w", "(b t) c h w"]
 """How a network takes its video: channels first, frames first, or every frame as a picture of its own."""
@@ -111,13 +111,9 @@ class TorchvisionImages(ModelConfig):
         known = list_models(module=torchvision.models)
         if self.name not in known:
             raise ValueError(f"torchvision has no image model {self.name!r}{nearest(self.name, known)}")
-        options = {} if classes is None else {"num_classes": len(classes)}
-        network: nn.Module = get_model(self.name, weights=None, **options)
-        head = _last_linear(network)
-        found = published(self.weights if pretrained else None, head=head)
-        names = named(classes, found.classes if found else None, of=self.name)
-        if found:
-            found.load(network)
+        network, head, names = image_network(
+            self.name, classes, size=self.input.size, weights=self.weights, pretrained=pretrained
+        )
         taps = {"frames": Tap(module=f"{head}{INPUT}", layout="(b t) c"), **self.taps}
         return OwnModel(self, names, network, video="(b t) c h w", taps=taps, input=self.input)
 
@@ -250,11 +246,3 @@ def _last_with_time(probe: DryRun) -> str:
         "no module puts out a map with several steps of time whose layout can be told: name one in taps, "
         '{"frames": Tap(module=..., layout=..., steps=..., prefix=...)}'
     )
-
-
-def _last_linear(network: nn.Module) -> str:
-    """Where an image classifier's last layer is."""
-    layers: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ValueError(f"{type(network).__name__} has no linear layer at its end")
-    return layers[-1]

@@ -1,9 +1,11 @@
 """Any timm image backbone over frames, alone as a teacher of single frames, or with an operator that ties them."""
 
+import contextlib
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -23,6 +25,7 @@ from videokd.models.model import (
     token_map,
     unavailable,
 )
+from videokd.models.published import Published, read_weights, unwrapped
 from videokd.models.temporal import MeanOverTime, Recurrence, Shift, StageConv, TemporalAttention, TemporalConv
 
 Temporal = Literal["average", "shift", "conv", "conv_stages", "gru", "attention"]
@@ -53,53 +56,87 @@ class TimmVideo(ModelConfig):
     """Of "attention"."""
     dropout: float = 0.2
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it is what somebody trained: timm's classifiers know nothing of an operator over time."""
+        return self.weights is not None and self.temporal == "average"
+
     def build(self, classes: Sequence[str] | None, *, pretrained: bool = True) -> "TimmVideoModel":
         """The model.
 
         Raises:
             ValueError: for an unknown backbone (with the nearest name), one in which "shift" has no known place, a
-                size that it does not take, or weights that can't be had.
+                size that it does not take, weights that can't be had or do not fit, or `classes` None where the
+                classifier is more than a linear layer.
         """
         if self.backbone.split(".")[0] not in timm.list_models():
             raise ValueError(f"timm has no backbone {self.backbone!r}{nearest(self.backbone, timm.list_models())}")
         loads = pretrained and self.weights is not None
-        local = self.weights if loads and self.weights != "timm" else None
-        options: dict[str, Any] = {} if classes is None else {"num_classes": 0}
-        if _fixed_size(self.backbone):
-            options["img_size"] = self.input.size
+        options: dict[str, Any] = {"img_size": self.input.size} if _fixed_size(self.backbone) else {}
         try:
-            backbone: Any = timm.create_model(
-                self.backbone,
-                pretrained=loads,
-                pretrained_cfg_overlay={"file": local} if local else None,
-                **options,
-            )
+            backbone: Any = timm.create_model(self.backbone, pretrained=loads and self.weights == "timm", **options)
         except OSError as error:
             assert self.weights is not None
             raise unavailable(self.weights, error) from error
         except RuntimeError as error:
             raise ValueError(f"{self.weights} does not fit {self.backbone}: {error}") from error
-        if loads:
+        if loads and self.weights is not None:
+            if self.weights != "timm":
+                load_file(backbone, self.weights, keep_head=classes is None)
             _check_normalisation(self, backbone.pretrained_cfg)
         published = _labels(backbone) if classes is None and self.weights is not None else None
-        head = backbone.get_classifier() if classes is None else None
+        names = named(classes, published, of=self.backbone)
+        head = _published_head(self, backbone) if classes is None else None
         backbone.reset_classifier(0)
-        return TimmVideoModel(self, named(classes, published, of=self.backbone), backbone, published_head=head)
+        return TimmVideoModel(self, names, backbone, published_head=head)
+
+
+def load_file(backbone: Any, file: str, *, keep_head: bool) -> None:
+    """Loads a local file into a timm backbone, whose head is made for the file's classes, or taken away.
+
+    Older keys and position tables of another size are converted as timm does with its own.
+
+    Raises:
+        ValueError: if it can't be read, belongs to another architecture, or lacks the head to keep.
+    """
+    state = unwrapped(read_weights(file))
+    entrypoint = timm.models.model_entrypoint(backbone.pretrained_cfg["architecture"])
+    convert = getattr(sys.modules[entrypoint.__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        # It stumbles over other architectures, whose keys are named below.
+        with contextlib.suppress(AssertionError, AttributeError, IndexError, KeyError, RuntimeError):
+            state = convert(state, backbone)
+    if keep_head:
+        places = backbone.pretrained_cfg["classifier"]
+        place = places if isinstance(places, str) else places[0]
+        if f"{place}.weight" not in state:
+            raise ValueError(f"{file} has no classes of its own to keep ({place}.weight): name some")
+        if (rows := len(state[f"{place}.weight"])) != backbone.num_classes:
+            backbone.reset_classifier(rows)
+    else:
+        whole = backbone.state_dict().keys()
+        backbone.reset_classifier(0)
+        head = whole - backbone.state_dict().keys()
+        state = {key: value for key, value in state.items() if key not in head}
+    Published(file, state, "", None).load(backbone)
 
 
 class TimmVideoModel(VideoModel):
-    """See `TimmVideo`. Taps: the backbone's stages (or blocks), "spatial", its last map; "frames" and "clip"."""
+    """See `TimmVideo`. Taps: the backbone's stages (or blocks), "spatial", its last map, if it has one; "frames" and
+    "clip"."""
 
     def __init__(
         self, config: TimmVideo, classes: Sequence[str], backbone: Any, *, published_head: nn.Module | None = None
     ) -> None:
-        super().__init__(config, classes, taps=(*_stages(backbone), "spatial"), input=config.input)
+        look = _look(config, backbone)
+        spatial = ("spatial",) if _has_places(look, backbone) else ()
+        super().__init__(config, classes, taps=(*_stages(backbone), *spatial), input=config.input)
         self.backbone: Any = backbone
         self.stages = _stages(backbone)
         self.causal = config.causal or config.temporal in ("average", "gru")
         if config.temporal == "shift":
             shift_residual_branches(backbone, share=config.shift_share, causal=config.causal)
-        width = _pooled_width(config, backbone)
+        width = look.pooled.shape[-1]
         if config.temporal == "conv_stages":
             _insert_stage_convs(backbone, config)
         self.over_time = _over_time(config, width)
@@ -215,7 +252,7 @@ def _insert_stage_convs(backbone: Any, config: TimmVideo) -> None:
         return hook
 
     handles = [backbone.get_submodule(name).register_forward_hook(note(name)) for name in names]
-    _pooled_width(config, backbone)
+    _look(config, backbone)
     for handle in handles:
         handle.remove()
     if len(widths) < len(names) or not names:
@@ -226,23 +263,71 @@ def _insert_stage_convs(backbone: Any, config: TimmVideo) -> None:
         setattr(backbone.get_submodule(owner), last, StageConv(stage, width, causal=config.causal))
 
 
+class _Look(NamedTuple):
+    """What a backbone makes of one frame."""
+
+    stages: Sequence[Tensor]
+    spatial: Any
+    pooled: Tensor
+    logits: Tensor
+
+
 @torch.no_grad()
-def _pooled_width(config: TimmVideo, backbone: Any) -> int:
-    """Channels of one frame's pooled features, found by a forward pass over one black frame.
+def _look(config: TimmVideo, backbone: Any) -> _Look:
+    """What it makes of a frame of noise.
 
     Raises:
         ValueError: for a size that the backbone can't take.
     """
     training = backbone.training
     backbone.eval()
-    device = next(backbone.parameters()).device
+    noise = torch.randn(1, 3, config.input.size, config.input.size, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(next(backbone.parameters()).device)
     try:
-        black = torch.zeros(1, 3, config.input.size, config.input.size, device=device)
-        pooled = backbone.forward_head(backbone.forward_features(black), pre_logits=True)
+        if _stages(backbone):
+            spatial, stages = backbone.forward_intermediates(noise, output_fmt="NCHW")
+        else:
+            spatial, stages = backbone.forward_features(noise), []
+        pooled = backbone.forward_head(spatial, pre_logits=True)
+        logits = backbone.forward_head(spatial)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"{config.backbone} does not take pictures of {config.input.size} px: {error}") from error
     backbone.train(training)
-    return int(pooled.shape[-1])
+    return _Look(stages, spatial, pooled, logits)
+
+
+def _has_places(look: _Look, backbone: Any) -> bool:
+    """Whether its last map is one, and not several (CoaT, CrossViT) or a class token alone (PiT)."""
+    if not isinstance(look.spatial, Tensor):
+        return False
+    if look.spatial.ndim == 4:
+        return True
+    places = look.spatial.shape[1] - getattr(backbone, "num_prefix_tokens", 0)
+    return round(places**0.5) ** 2 == places and (not look.stages or places == look.stages[-1][0, 0].numel())
+
+
+@torch.no_grad()
+def _published_head(config: TimmVideo, backbone: Any) -> nn.Linear:
+    """Its classifier as one linear layer over the pooled features.
+
+    Raises:
+        ValueError: if it is more than that, such as a distilled DeiT's two heads over two tokens.
+    """
+    head, look = backbone.get_classifier(), _look(config, backbone)
+    width = look.pooled.shape[-1]
+    # BiT's is a convolution of 1x1; RepViT and LeViT normalise first, and have two heads, as EfficientFormer has, whose
+    # mean is what they say.
+    parts = [part.fuse() if hasattr(part, "fuse") else part for part in (head if isinstance(head, tuple) else (head,))]
+    if all(isinstance(part, nn.Linear | nn.Conv2d) and part.weight[0].numel() == width for part in parts):
+        kept = nn.Linear(width, backbone.num_classes)
+        kept.weight.copy_(torch.stack([part.weight.flatten(1) for part in parts]).mean(dim=0))
+        kept.bias.copy_(torch.stack([part.bias for part in parts]).mean(dim=0))
+        if torch.allclose(kept(look.pooled), look.logits, rtol=1e-3, atol=1e-3):
+            return kept
+    raise ValueError(
+        f"the classifier of {config.backbone} is more than a linear layer over its pooled features and can't be kept: "
+        "take another backbone as a teacher; a student of your classes has a new head"
+    )
 
 
 def _fixed_size(backbone: str) -> bool:
@@ -252,7 +337,7 @@ def _fixed_size(backbone: str) -> bool:
 
 def _labels(backbone: Any) -> Sequence[str]:
     names = backbone.pretrained_cfg.get("label_names")
-    if names:
+    if names and len(names) == backbone.num_classes:
         return tuple(names)
     if backbone.num_classes == 1000:
         info = ImageNetInfo()

@@ -68,7 +68,7 @@ class VideoResNet(ModelConfig):
         names = named(classes, found.classes if found else None, of=self.name)
         network = get_model(self.name, weights=None, num_classes=len(names))
         if found:
-            found.load(network)
+            found.load(network, names)
         return VideoResNetModel(self, names, network)
 
 
@@ -89,11 +89,14 @@ class VideoResNetModel(VideoModel):
             values = stage(values)
             if values.shape[2] != steps_before:
                 step_centres = step_times(step_centres, stride=2)
-            maps[f"stage{number}"] = conv_map(values, step_centres)
-        maps["frames"] = maps["stage4"]
+            if f"stage{number}" in taps:
+                maps[f"stage{number}"] = conv_map(values, step_centres)
+        if "frames" in taps:
+            maps["frames"] = conv_map(values, step_centres)
         pooled = network.avgpool(values).flatten(1)
-        maps["clip"] = clip_map(pooled, times)
-        return Outputs(network.fc(pooled), {tap: maps[tap] for tap in taps})
+        if "clip" in taps:
+            maps["clip"] = clip_map(pooled, times)
+        return Outputs(network.fc(pooled), maps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +123,7 @@ class S3D(ModelConfig):
         names = named(classes, found.classes if found else None, of="S3D")
         network = TorchvisionS3D(num_classes=len(names), dropout=self.dropout)
         if found:
-            found.load(network)
+            found.load(network, names)
         return S3DModel(self, names, network)
 
 
@@ -140,19 +143,22 @@ class S3DModel(VideoModel):
         maps: dict[str, FeatureMap] = {}
         values, step_centres = video, times
         for number, layer in enumerate(self.network.features):
-            if number in self._ENDS:  # its layer is the next stage's
+            if self._ENDS.get(number) in taps:  # its layer is the next stage's
                 maps[self._ENDS[number]] = conv_map(values, step_centres)
             values = layer(values)
             if number in self._STRIDES:
                 stride, kernel, padding = self._STRIDES[number]
                 step_centres = step_times(step_centres, stride=stride, kernel=kernel, padding=padding)
-        maps[self._ENDS[number + 1]] = maps["frames"] = conv_map(values, step_centres)
+        for tap in ("stage5", "frames"):
+            if tap in taps:
+                maps[tap] = conv_map(values, step_centres)
         # torchvision's own pooling, where the map is as large as it is made for; the whole of a smaller one.
         steps, height, width = values.shape[2:]
         pooled = F.avg_pool3d(values, (min(2, steps), min(7, height), min(7, width)), stride=1)
         logits = self.network.classifier(pooled).mean(dim=(2, 3, 4))
-        maps["clip"] = clip_map(pooled.mean(dim=(2, 3, 4)), times)
-        return Outputs(logits, {tap: maps[tap] for tap in taps})
+        if "clip" in taps:
+            maps["clip"] = clip_map(pooled.mean(dim=(2, 3, 4)), times)
+        return Outputs(logits, maps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +178,7 @@ class Swin3d(ModelConfig):
         names = named(classes, found.classes if found else None, of=self.name)
         network = get_model(self.name, weights=None, num_classes=len(names))
         if found:
-            found.load(network)
+            found.load(network, names)
         return Swin3dModel(self, names, network)
 
 
@@ -193,13 +199,16 @@ class Swin3dModel(VideoModel):
         values = network.pos_drop(network.patch_embed(video))
         for number, stage in enumerate(network.features):
             values = stage(values)
-            if number % 2 == 0:  # between the stages patches are merged
+            # Between the stages, at odd numbers, patches are merged.
+            if number % 2 == 0 and f"stage{number // 2 + 1}" in taps:
                 maps[f"stage{number // 2 + 1}"] = FeatureMap(values, step_centres)
         values = network.norm(values)
-        maps["frames"] = FeatureMap(values, step_centres)
+        if "frames" in taps:
+            maps["frames"] = FeatureMap(values, step_centres)
         pooled = network.avgpool(values.permute(0, 4, 1, 2, 3)).flatten(1)
-        maps["clip"] = clip_map(pooled, times)
-        return Outputs(network.head(pooled), {tap: maps[tap] for tap in taps})
+        if "clip" in taps:
+            maps["clip"] = clip_map(pooled, times)
+        return Outputs(network.head(pooled), maps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +250,7 @@ class MViT(ModelConfig):
             num_classes=len(names),
         )
         if found:
-            found.load(network)
+            found.load(network, names)
         return MViTModel(self, names, network)
 
 
@@ -267,12 +276,14 @@ class MViTModel(VideoModel):
         grid = (network.pos_encoding.temporal_size, *network.pos_encoding.spatial_size)
         for number, block in enumerate(network.blocks):
             tokens, grid = block(tokens, grid)
-            if number in self.stage_ends:
+            if self.stage_ends.get(number) in taps:
                 maps[self.stage_ends[number]] = token_map(tokens, step_centres, prefix=1)
         tokens = network.norm(tokens)
-        maps["frames"] = token_map(tokens, step_centres, prefix=1)
-        maps["clip"] = clip_map(tokens[:, 0], times)
-        return Outputs(network.head(tokens[:, 0]), {tap: maps[tap] for tap in taps})
+        if "frames" in taps:
+            maps["frames"] = token_map(tokens, step_centres, prefix=1)
+        if "clip" in taps:
+            maps["clip"] = clip_map(tokens[:, 0], times)
+        return Outputs(network.head(tokens[:, 0]), maps)
 
 
 _MVIT_DEPTHS = (1, 2, 11, 2)

@@ -39,7 +39,7 @@ class X3D(ModelConfig):
         names = named(classes, found.classes if found else None, of="X3D")
         network = X3DNetwork(self, names)
         if found:
-            found.load(network)
+            found.load(network, names)
         return network
 
 
@@ -88,12 +88,15 @@ class X3DNetwork(VideoModel):
         values = self.stem(video)
         for number, stage in enumerate(self.stages, start=1):
             values = stage(values)
-            maps[f"stage{number}"] = conv_map(values, times)
+            if f"stage{number}" in taps:
+                maps[f"stage{number}"] = conv_map(values, times)
         values = self.last(values)
-        maps["frames"] = conv_map(values, times)
+        if "frames" in taps:
+            maps["frames"] = conv_map(values, times)
         pooled = values.mean(dim=(2, 3, 4))
-        maps["clip"] = clip_map(pooled, times)
-        return Outputs(self.head(pooled), {tap: maps[tap] for tap in taps})
+        if "clip" in taps:
+            maps["clip"] = clip_map(pooled, times)
+        return Outputs(self.head(pooled), maps)
 
 
 class _Block(nn.Module):
