@@ -1,5 +1,7 @@
 """Frame by frame and by clip: the same, for every causal choice; and what each operator lets a frame see."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from tiny_models import CLASSES, SEES, SMALL, built, timm_video, wake
 from videokd.contracts import Clip
 from videokd.models import CompactShift, VideoModel
 from videokd.models.temporal import MeanOverTime, Shift, TemporalAttention, TemporalConv
-from videokd.models.timm_video import shift_residual_branches
+from videokd.models.timm_video import SubsamplingConv, shift_residual_branches, subsample_first
 
 CAUSAL = [
     "CompactShift causal",
@@ -187,6 +189,32 @@ def test_a_clip_shorter_than_the_window_is_averaged_as_it_is() -> None:
 def test_shift_is_in_every_residual_branch(backbone: str, places: int) -> None:
     model = timm_video(backbone).build(CLASSES)
     assert sum(isinstance(module, Shift) for module in model.modules()) == places
+
+
+@pytest.mark.slow
+def test_fastvit_learns_on_a_cpu() -> None:
+    # In a process of its own: where the convolution writes beyond its memory, all ends.
+    script = """
+import torch
+from videokd.contracts import InputSpec
+from videokd.models import TimmVideo
+model = TimmVideo(backbone="fastvit_t8", input=InputSpec(frames=8, size=112)).build(["a", "b"]).train()
+for _ in range(2):
+    model(model.blank(2)).logits.sum().backward()
+assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_convolution_that_subsamples_first_is_the_same() -> None:
+    torch.manual_seed(0)
+    strided = torch.nn.Conv2d(3, 5, 1, stride=2)
+    pictures = torch.randn(2, 3, 9, 9)
+    expected = strided(pictures)
+    subsample_first(torch.nn.Sequential(strided))
+    assert type(strided) is SubsamplingConv
+    torch.testing.assert_close(strided(pictures), expected)
 
 
 def test_shift_without_a_known_place_is_refused() -> None:

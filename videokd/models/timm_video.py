@@ -132,6 +132,7 @@ class TimmVideoModel(VideoModel):
         spatial = ("spatial",) if _has_places(look, backbone) else ()
         super().__init__(config, classes, taps=(*_stages(backbone), *spatial), input=config.input)
         self.backbone: Any = backbone
+        subsample_first(backbone)
         self.stages = _stages(backbone)
         self.causal = config.causal or config.temporal in ("average", "gru")
         if config.temporal == "shift":
@@ -177,6 +178,31 @@ class TimmVideoModel(VideoModel):
             return folded_map(rearrange(values, "b h w c -> b c h w") if last else values, times)
         folded = token_map(values, times.reshape(-1, 1), prefix=getattr(self.backbone, "num_prefix_tokens", 0))
         return FeatureMap(rearrange(folded.values, "(b t) 1 h w c -> b t h w c", t=times.shape[1]), times)
+
+
+def subsample_first(backbone: nn.Module) -> None:
+    """Has strided 1x1 convolutions of few channels drop the pixels that they skip before they convolve, in place.
+
+    The numbers are the same. On a CPU with AVX-512 the gradient of such a convolution's weights, channels last, is
+    written beyond its memory: https://github.com/uxlfoundation/oneDNN/issues/6035 (FastViT's and MobileOne's stems).
+    """
+    for module in backbone.modules():
+        if (
+            type(module) is nn.Conv2d
+            and (module.kernel_size, module.padding, module.groups) == ((1, 1), (0, 0), 1)
+            and module.stride != (1, 1)
+            and module.in_channels < 16
+        ):
+            module.__class__ = SubsamplingConv
+
+
+class SubsamplingConv(nn.Conv2d):
+    """A strided 1x1 convolution, see `subsample_first`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        down, right = self.stride
+        return nn.functional.conv2d(input[:, :, ::down, ::right], self.weight, self.bias)
 
 
 def shift_residual_branches(backbone: nn.Module, *, share: float, causal: bool = False) -> None:
