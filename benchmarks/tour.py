@@ -149,7 +149,8 @@ def what_is_aligned(name: str, term: Term, student: Student, targets: Mapping[st
     (pair,) = pairs
     found = targets[term.teacher].features[pair.teacher].values
     kind = "clip" if pair.grid == "clip" else f"{found.shape[1]} steps"
-    return f"{pair.student} with {pair.teacher} ({kind} of {found.shape[-1]})"
+    how = ", affinity over time" if isinstance(term.loss, TemporalAffinity) else ""
+    return f"{pair.student} with {pair.teacher} ({kind} of {found.shape[-1]}{how})"
 
 
 if __name__ == "__main__":
