@@ -217,7 +217,8 @@ EVERY = SEES | HEARS | READS
 def wake(model: torch.nn.Module) -> None:
     """Branches that begin as nothing, so that all that ties frames together is at work."""
     for key, parameter in model.named_parameters():
-        if parameter.ndim <= 1 and bool((parameter.abs() < 1e-3).all()) and ("scale" in key or "gamma" in key):
+        one_each = parameter.numel() == max(parameter.shape, default=1)
+        if one_each and bool((parameter.abs() < 1e-3).all()) and ("scale" in key or "gamma" in key):
             torch.nn.init.ones_(parameter)
         if parameter.ndim == 1 and key.endswith("weight") and bool((parameter == 0).all()):
             torch.nn.init.ones_(parameter)

@@ -90,6 +90,42 @@ def test_a_frame_knows_of_the_one_before(name: str, originals: Path) -> None:
     assert not torch.equal(one.values[:, 5], two.values[:, 5])
 
 
+ORDERED = [
+    name
+    for name in SEES
+    if name.startswith(
+        ("CompactShift", "MoViNet", "X3D", "Mobile", "Efficient", "RepViT", "FastViT", "TinyViT", "ResNet")
+    )
+    and "average" not in name
+    and "conv" not in name.split()
+]
+
+
+@pytest.mark.parametrize("name", ORDERED)
+@torch.no_grad()
+def test_what_is_said_depends_on_the_order_of_frames(name: str, originals: Path) -> None:
+    # Of those in the middle: at the ends even a linear operator, which a mean over time undoes, leaves a trace.
+    model = awake(name, originals)
+    colours = torch.randint(0, 256, (16, 3, 2, 2), generator=torch.Generator().manual_seed(1)).float()
+    frames = torch.nn.functional.interpolate(colours, size=32).to(torch.uint8).view(2, 8, 3, 32, 32)
+    clip = Clip(frames, random_clip(frames=8).times)
+    swapped = clip.at(torch.tensor([0, 1, 2, 4, 3, 5, 6, 7]).expand(2, -1))
+    one, two = (model(view, ("clip",)).features["clip"].values for view in (clip, swapped))
+    difference = (one - two).abs().mean() / one.std(dim=0).mean()  # over that of two clips
+    assert difference > 1e-3
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@torch.no_grad()
+def test_the_mean_over_time_does_not_undo_a_convolution(causal: bool) -> None:
+    torch.manual_seed(0)
+    model = timm_video(temporal="conv", causal=causal).build(CLASSES).eval()
+    frames = torch.randn(1, 8, model.head[1].in_features)  # type: ignore[union-attr, call-overload]
+    swapped = frames[:, [0, 1, 2, 4, 3, 5, 6, 7]]
+    one, two = (model.over_time(each, None).mean(dim=1) for each in (frames, swapped))
+    assert (one - two).abs().mean() > 0.01 * one.std()
+
+
 @torch.no_grad()
 def test_a_long_stream_says_what_its_last_frames_say() -> None:
     # Attention and mean see `frames` back: of a stream of 20, as of the clip of its last 8.

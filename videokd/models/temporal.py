@@ -98,10 +98,20 @@ class TemporalConv(OverTime):
         kernel: frames that it sees; odd unless it is causal.
         causal: only this frame and those before it.
         silent: begin as if it were not there, for pretrained features.
+        activation: of what it adds. One is needed before a mean over time, which a convolution alone leaves as it is.
     """
 
-    def __init__(self, width: int, *, kernel: int = 3, causal: bool = False, silent: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        kernel: int = 3,
+        causal: bool = False,
+        silent: bool = False,
+        activation: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        self.activation = activation or nn.Identity()
         self.causal = causal
         self.reach = kernel - 1
         padding = 0 if causal else self.reach // 2
@@ -121,7 +131,7 @@ class TemporalConv(OverTime):
             sequence = torch.cat([before, sequence], dim=2)
             if self.streaming:
                 self.past = {"frames": sequence[:, :, sequence.shape[2] - self.reach :]}
-        over_time: Tensor = self.conv(sequence).transpose(1, 2)
+        over_time: Tensor = self.activation(self.conv(sequence)).transpose(1, 2)
         return frames + over_time
 
 
@@ -134,7 +144,8 @@ class StageConv(nn.Module):
     def __init__(self, stage: nn.Module, width: int, *, causal: bool) -> None:
         super().__init__()
         self.stage = stage
-        self.over_time = TemporalConv(width, causal=causal, silent=True)
+        # Not ReLU, whose gradient is nothing where all begins as nothing.
+        self.over_time = TemporalConv(width, causal=causal, silent=True, activation=nn.GELU())
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B*T, ...) -> (B*T, C, H, W)."""

@@ -248,7 +248,7 @@ _BRANCHES: dict[str, tuple[tuple[str, int], ...]] = {
 
 def _over_time(config: TimmVideo, width: int) -> nn.Module:
     if config.temporal == "conv":
-        return TemporalConv(width, causal=config.causal)
+        return TemporalConv(width, causal=config.causal, activation=nn.ReLU())
     if config.temporal == "gru":
         return Recurrence(width)
     if config.temporal == "attention":
