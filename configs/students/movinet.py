@@ -4,13 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from videokd.models import MoViNet
-from videokd.optim import AdamW
 from videokd.recipe import load
 
-alone = load(Path(__file__).parents[1] / "quickstart" / "alone.py")
+average = load(Path(__file__).with_name("average.py"))
 
-recipe = replace(
-    alone,
-    student=MoViNet(input=alone.student.input, dropout=0.0, drop_path=0.0),
-    optim=AdamW(steps=500, lr=3e-3, weight_decay=0.05, warmup=0.05, clip_norm=5.0),
-)
+recipe = replace(average, student=MoViNet(input=average.student.input, dropout=0.0, drop_path=0.0))

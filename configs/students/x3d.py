@@ -4,13 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from videokd.models import X3D
-from videokd.optim import AdamW
 from videokd.recipe import load
 
-alone = load(Path(__file__).parents[1] / "quickstart" / "alone.py")
+average = load(Path(__file__).with_name("average.py"))
 
-recipe = replace(
-    alone,
-    student=X3D(input=alone.student.input, dropout=0.0),
-    optim=AdamW(steps=500, lr=3e-3, weight_decay=0.05, warmup=0.05, clip_norm=5.0),
-)
+recipe = replace(average, student=X3D(input=average.student.input, dropout=0.0))
