@@ -165,6 +165,16 @@ def test_a_layout_that_cannot_be_told_is_asked_for() -> None:
     assert model.layouts["frames"].pattern == "b t c h w"
 
 
+def test_five_axes_with_one_reading_are_told_where_every_step_sees_the_whole_clip() -> None:
+    # Two steps of sixteen frames, deep in S3D.
+    model = own("torchvision.models.video:s3d", input=InputSpec(frames=16, size=224))
+    assert (model.places["frames"], model.layouts["frames"].pattern, model.layouts["frames"].steps) == (
+        "features",
+        "b c t h w",
+        2,
+    )
+
+
 def test_a_flash_tells_time_from_channels() -> None:
     model = own("users_nets:square", arguments={"mixes": False}, taps={"frames": Tap(module="last")})
     assert model.layouts["frames"] == Layout("b c t h w", 8, centres=EACH)
@@ -290,6 +300,9 @@ def test_every_pattern_is_read_back_into_the_map_that_it_was_made_of(pattern: st
 
 def fooled(network: nn.Module, module: str, *, frames: int = 8, size: int = 32, **written: Any) -> Layout:
     torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv3d | nn.Conv1d):
+            layer.reset_parameters()
     found = dry_run(network, network, frames=frames, size=size, device=torch.device("cpu"))
     return found.told({"mine": Tap(module=module, **written)})["mine"]
 
@@ -367,10 +380,10 @@ def test_what_is_written_is_believed_where_it_can_be_so() -> None:
 @pytest.mark.parametrize(
     ("layer", "centres"),
     [
-        (nn.Conv3d(3, 4, (3, 4, 4), stride=[2, 4, 4], padding=(1, 0, 0)), (0, 2, 4, 6)),
-        (nn.Conv3d(3, 4, (3, 4, 4), stride=(2, 4, 4), dilation=(2, 1, 1), padding=(2, 0, 0)), (0, 2, 4, 6)),
-        (nn.Conv3d(3, 4, (2, 4, 4), stride=(2, 4, 4)), (0.5, 2.5, 4.5, 6.5)),
-        (nn.Conv3d(3, 4, 3, padding="same"), tuple(range(8))),
+        (nn.Conv3d(3, 5, (3, 4, 4), stride=[2, 4, 4], padding=(1, 0, 0)), (0, 2, 4, 6)),
+        (nn.Conv3d(3, 5, (3, 4, 4), stride=(2, 4, 4), dilation=(2, 1, 1), padding=(2, 0, 0)), (0, 2, 4, 6)),
+        (nn.Conv3d(3, 5, (2, 4, 4), stride=(2, 4, 4)), (0.5, 2.5, 4.5, 6.5)),
+        (nn.Conv3d(3, 5, 3, padding="same"), tuple(range(8))),
         (nn.MaxPool3d((3, 4, 4), stride=(2, 4, 4), ceil_mode=True), (1, 3, 5, 7)),
         (nn.AdaptiveAvgPool3d((3, 4, 4)), (1, 3.5, 6)),
     ],

@@ -39,7 +39,7 @@ PATTERNS = (
 INPUT = ":input"
 """Behind a linear layer's name: what goes into it, instead of what comes out."""
 
-_CLEAR, _FELT = 1 / 3, 0.05
+_CLEAR, _FELT = 1 / 3, 0.2
 """How much more than its part the end of a map must have of what is changed at the end of the clip, and its beginning
 of what is changed at the beginning, from 0 (its part alone) to 1 (all of it): to choose between layouts, and for a
 layout to be believed at all."""
@@ -252,7 +252,9 @@ class DryRun:
         found = [one for one in layouts if _clips_are_apart(one, values)]
         found = [one for one in found if one.height is None or _corner_is_first(one, values)]
         felt = {one: _felt_in_time(one, values) for one in found}
-        found = [one for one in found if one.steps == 1 or felt[one] > _FELT]
+        # Where every step sees the whole clip, as deep in a 3D network, five axes that have one reading are enough.
+        if [one.pattern.count(" ") for one in found] != [4] or "(" in found[0].pattern:
+            found = [one for one in found if one.steps == 1 or felt[one] > _FELT]
         if len(found) > 1:
             found = [one for one in found if self._has_grid(one, values)] or found
         if len(found) > 1:
