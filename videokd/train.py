@@ -161,7 +161,10 @@ def train(
             if step % LOG_EVERY == 0 or last:
                 for party, clips_without in silent.items():
                     if clips_without == seen_clips:
-                        raise ValueError(f"none of the first {seen_clips} clips has sound, and {party} listens")
+                        raise ValueError(
+                            f"none of the first {seen_clips} clips has sound, and {party} listens: leave it out, or "
+                            "train on videos with sound"
+                        )
                 row = {name: loss.item() for name, loss in losses.items()}
                 row |= {"lr": lr, "grad_norm": norm.item()}
                 known = labelled(batch.label)
@@ -246,7 +249,10 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher |
         else:
             model = load_model(source.checkpoint, trust=source.trust)
         if needs_logits:
-            _check_logits(model, classes, recipe, name=name)
+            wanting = [
+                term for term, one in recipe.objective.items() if one in listening and one.loss.needs_teacher_logits
+            ]
+            _check_logits(model, classes, wanting, name=name, data=recipe.data.path)
         taps = wanted_taps(recipe.objective, name)
         teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
     return teachers
@@ -298,13 +304,12 @@ def _published(config: ModelConfig, classes: Sequence[str], *, name: str, needs_
     return model
 
 
-def _check_logits(model: Model[Any], classes: Sequence[str], recipe: Recipe, *, name: str) -> None:
-    terms = [term for term, one in recipe.objective.items() if one.loss.needs_teacher_logits]
-    what = "drop the terms that want them, of {}, or fine-tune it on these classes".format(", ".join(terms))
+def _check_logits(model: Model[Any], classes: Sequence[str], terms: Sequence[str], *, name: str, data: str) -> None:
+    what = f"leave out the term {' and '.join(terms)}, or fine-tune it on these classes"
     if not model.has_logits:
         raise ValueError(f"a term wants the class probabilities of teacher {name!r}, which has no classes: {what}")
     try:
-        check_classes(model.classes, classes, model=f"teacher {name!r}", data=recipe.data.path)
+        check_classes(model.classes, classes, model=f"teacher {name!r}", data=data)
     except ValueError as error:
         raise ValueError(f"{error}; class probabilities can't be compared then: {what}") from error
 

@@ -209,7 +209,7 @@ class DryRun:
         return replace(layout, centres=self._centres_of(tap, layout))
 
     def _centres_of(self, tap: Tap, layout: Layout) -> tuple[float, ...]:
-        if "t" not in layout.pattern:
+        if "t" not in layout.pattern and tap.centres is None:
             return ((self.frames - 1) / 2,)
         steps = layout.steps
         centres = tap.centres if tap.centres is not None else self.centres(steps)
