@@ -1,0 +1,190 @@
+"""Every method of `configs/methods/` on the quickstart's data: which of them helps a student, and by how much.
+
+    python benchmarks/methods.py --out runs/methods
+
+For each draw of the data: its own videos and its own teacher. For each regime (the transfer set: 360 labels and 840
+clips without; the same data: all 1200 labels) and each of three seeds: the student alone, with the teacher's own
+losses (`quickstart/distilled.py`), and by every method, all with the same initial weights, labelled clips, views and
+steps. Every method has the weights of its paper, or those of the quickstart; nothing was tuned here, so a method that
+does badly may do better with other weights. What is run already is not run again.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from measuring import git, setting
+from rich.console import Console
+
+from videokd.clips import synthetic
+from videokd.clips.dataset import FrameMemory
+from videokd.clips.lists import read_manifest
+from videokd.clips.manifest import write_manifest
+from videokd.evaluate import evaluate, gap_recovered, interval
+from videokd.machine import Machine
+from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
+from videokd.report.comparison import read_evaluation, write_evaluation
+from videokd.report.tables import markdown_table
+from videokd.train import load_teachers, train
+
+LABELLED = 360
+REGIMES = {"transfer-set": 24, "same-data": 0}  # unlabelled clips of a batch of 32
+CPU = Machine(device="cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, methods.json and methods.md")
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2], help="seeds of data and teacher")
+    parser.add_argument("--seeds", type=int, default=3, help="of the student")
+    parser.add_argument("--steps", type=int, default=500, help="of the student, whatever the method")
+    parser.add_argument("--only", nargs="*", help="methods to run; the tables are of all that are there")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    console = Console(width=130)
+    recipes = {"alone": "quickstart/alone.py", "default": "quickstart/distilled.py"} | {
+        path.stem: f"methods/{path.name}" for path in sorted((configs_folder() / "methods").glob("*.py"))
+    }
+    for draw in args.draws:
+        run_draw(args.out / f"draw{draw}", draw, recipes, args, console)
+    report(args, list(recipes), console)
+
+
+def run_draw(out: Path, draw: int, recipes: dict[str, str], args: argparse.Namespace, console: Console) -> None:
+    """One draw's data, teacher and students."""
+    full = synthetic.write_set(out / "data", counts={"train": 1200, "val": 120, "test": 1200}, seed=draw)
+    lists = {"same-data": full, "transfer-set": with_few_labels(full)}
+    memory = FrameMemory()
+    run(replace(on(load("quickstart/teacher.py"), full), seed=draw), out / "teacher", memory, console)
+    teachers: dict[str, Any] = {}
+    for seed in range(args.seeds):
+        for name in args.only if args.only is not None else recipes:
+            for regime, unlabelled in REGIMES.items():
+                recipe = on(load(recipes[name]), lists[regime])
+                recipe = replace(recipe, optim=replace(recipe.optim, steps=args.steps), seed=seed)
+                if recipe.teachers:
+                    source = TrainedTeacher(checkpoint=str(out / "teacher"), remember=True)
+                    data = replace(recipe.data, unlabelled_per_batch=unlabelled)
+                    recipe = replace(recipe, data=data, teachers={"teacher": source})
+                    if name not in teachers:
+                        teachers = {name: load_teachers(recipe, read_manifest(full).classes)}  # one memory at a time
+                run(recipe, out / regime / f"{name}-seed{seed}", memory, console, teachers.get(name))
+
+
+def run(recipe: Recipe, folder: Path, memory: FrameMemory, console: Console, teachers: Any = None) -> None:
+    """Trains and scores, unless that is done already."""
+    if (folder / "evaluation.json").is_file():
+        return
+    train(
+        recipe,
+        folder,
+        resume=(folder / "recipe.json").is_file(),
+        memory=memory,
+        console=console,
+        teachers=teachers if recipe.teachers else None,
+    )
+    (folder / "commit").write_text(f"{git('rev-parse', '--short', 'HEAD')}\n")
+    test = read_manifest(recipe.data.path).split("test")
+    write_evaluation(folder, evaluate(folder, test, machine=CPU, memory=memory))
+    console.print(f"{folder}: {read_evaluation(folder)['top1']:.1%}")
+
+
+def on(recipe: Recipe, videos: Path) -> Recipe:
+    """The recipe on these videos, without validation: nothing is selected by it."""
+    return replace(recipe, data=replace(recipe.data, path=str(videos), val_split=None), machine=CPU)
+
+
+def with_few_labels(full: Path) -> Path:
+    """A second list, in which only the first `LABELLED` training clips keep their label."""
+    manifest = read_manifest(full)
+    withheld = {video.id for video in [v for v in manifest.videos if v.split == "train"][LABELLED:]}
+    videos = tuple(replace(video, label=None) if video.id in withheld else video for video in manifest.videos)
+    path = full.with_name("few_labels.jsonl")
+    write_manifest(replace(manifest, videos=videos), path)
+    return path
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method's runs in one regime; by draw, then by seed."""
+
+    top1: list[list[float]]
+    alone: list[list[float]]
+    teacher: list[float]
+    commits: list[str]
+
+    @property
+    def differences(self) -> list[float]:
+        """Method - alone, for every pair."""
+        return [
+            after - before
+            for many, base in zip(self.top1, self.alone, strict=True)
+            for after, before in zip(many, base, strict=True)
+        ]
+
+    @property
+    def recovered(self) -> list[float | None]:
+        """G of every draw."""
+        found = [
+            gap_recovered(teacher=teacher, alone=base, distilled=many)
+            for teacher, base, many in zip(self.teacher, self.alone, self.top1, strict=True)
+        ]
+        return [one.mean if one else None for one in found]
+
+
+def report(args: argparse.Namespace, names: list[str], console: Console) -> None:
+    """Writes methods.json and methods.md of all that is there."""
+    plain: dict[str, Any] = {"setting": setting(vars(args)), "regimes": {}}
+    pages = []
+    for regime in REGIMES:
+        arms = {name: arm for name in names if (arm := collected(args, regime, name)) is not None}
+        plain["regimes"][regime] = {name: asdict(arm) | {"gap_recovered": arm.recovered} for name, arm in arms.items()}
+        table = markdown_table(COLUMNS, list(rows(arms)))
+        console.print(f"\n{regime}\n{table}")
+        pages.append(f"## {regime}\n\n{table}\n")
+    (args.out / "methods.json").write_text(json.dumps(plain, indent=2) + "\n")
+    (args.out / "methods.md").write_text("\n".join(pages))
+
+
+COLUMNS = ("method", "top-1 % by draw", "sd over seeds", "- alone, points [95 %]", "G % by draw", "verdict")
+
+
+def rows(arms: dict[str, Arm]) -> Iterator[tuple[str, ...]]:
+    """One row a method, the best first."""
+    for name, arm in sorted(arms.items(), key=lambda one: -fmean(map(fmean, one[1].top1))):
+        means = ", ".join(f"{100 * fmean(many):.1f}" for many in arm.top1)
+        spread = 100 * fmean(stdev(many) if len(many) > 1 else 0.0 for many in arm.top1)
+        if name == "alone":
+            yield name, means, f"{spread:.1f}", "", "", ""
+            continue
+        found = interval(arm.differences)
+        low, high = (found.low, found.high) if found.low is not None and found.high is not None else (-1.0, 1.0)
+        shares = ", ".join("-" if share is None else f"{100 * share:.0f}" for share in arm.recovered)
+        verdict = "helps" if low > 0 else "hurts" if high < 0 else "not shown to help"
+        points = f"{100 * found.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        yield name, means, f"{spread:.1f}", points, shares, verdict
+
+
+def collected(args: argparse.Namespace, regime: str, name: str) -> Arm | None:
+    """A method's scores beside those of the student alone; None unless all of its runs are there."""
+    folders = [
+        [args.out / f"draw{draw}" / regime / f"{name}-seed{seed}" for seed in range(args.seeds)] for draw in args.draws
+    ]
+    if not all((folder / "evaluation.json").is_file() for many in folders for folder in many):
+        return None
+    return Arm(
+        [[read_evaluation(folder)["top1"] for folder in many] for many in folders],
+        [[read_evaluation(f.parent / f"alone-seed{seed}")["top1"] for seed, f in enumerate(m)] for m in folders],
+        [read_evaluation(args.out / f"draw{draw}" / "teacher")["top1"] for draw in args.draws],
+        sorted({(folder / "commit").read_text().strip() for many in folders for folder in many}),
+    )
+
+
+if __name__ == "__main__":
+    main()
