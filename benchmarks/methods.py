@@ -62,9 +62,9 @@ def run_draw(out: Path, draw: int, recipes: dict[str, str], args: argparse.Names
     lists = {"same-data": full, "transfer-set": with_few_labels(full)}
     memory = FrameMemory()
     run(replace(on(load("quickstart/teacher.py"), full), seed=draw), out / "teacher", memory, console)
-    teachers: dict[str, Any] = {}
-    for seed in range(args.seeds):
-        for name in args.only if args.only is not None else recipes:
+    for name in args.only if args.only is not None else recipes:
+        teachers = None  # what a method's teacher said is remembered over seeds and regimes
+        for seed in range(args.seeds):
             for regime, unlabelled in REGIMES.items():
                 recipe = on(load(recipes[name]), lists[regime])
                 recipe = replace(recipe, optim=replace(recipe.optim, steps=args.steps), seed=seed)
@@ -72,9 +72,8 @@ def run_draw(out: Path, draw: int, recipes: dict[str, str], args: argparse.Names
                     source = TrainedTeacher(checkpoint=str(out / "teacher"), remember=True)
                     data = replace(recipe.data, unlabelled_per_batch=unlabelled)
                     recipe = replace(recipe, data=data, teachers={"teacher": source})
-                    if name not in teachers:
-                        teachers = {name: load_teachers(recipe, read_manifest(full).classes)}  # one memory at a time
-                run(recipe, out / regime / f"{name}-seed{seed}", memory, console, teachers.get(name))
+                    teachers = teachers or load_teachers(recipe, read_manifest(full).classes)
+                run(recipe, out / regime / f"{name}-seed{seed}", memory, console, teachers)
 
 
 def run(recipe: Recipe, folder: Path, memory: FrameMemory, console: Console, teachers: Any = None) -> None:
