@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, methods.json and methods.md")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2], help="seeds of data and teacher")
     parser.add_argument("--seeds", type=int, default=3, help="of the student")
-    parser.add_argument("--steps", type=int, default=500, help="of the student, whatever the method")
+    parser.add_argument("--steps", type=int, default=800, help="of the student, whatever the method")
     parser.add_argument("--only", nargs="*", help="methods to run; the tables are of all that are there")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
