@@ -69,7 +69,8 @@ def run_draw(out: Path, draw: int, recipes: dict[str, str], args: argparse.Names
                 recipe = on(load(recipes[name]), lists[regime])
                 recipe = replace(recipe, optim=replace(recipe.optim, steps=args.steps), seed=seed)
                 if recipe.teachers:
-                    source = TrainedTeacher(checkpoint=str(out / "teacher"), remember=True)
+                    # Clips that are mixed are new at every step: there is nothing to remember.
+                    source = TrainedTeacher(checkpoint=str(out / "teacher"), remember=recipe.data.mix is None)
                     data = replace(recipe.data, unlabelled_per_batch=unlabelled)
                     recipe = replace(recipe, data=data, teachers={"teacher": source})
                     teachers = teachers or load_teachers(recipe, read_manifest(full).classes)

@@ -190,6 +190,7 @@ class Batch:
     id: tuple[str, ...]  # (B,), the clip's name in the manifest
     view: Tensor  # int64 (B,), view number: (seed, id, view) makes the same views again
     skipped: tuple[str, ...] = ()  # why clips that belong here are missing, one sentence each
+    shuffled: Mapping[str, View] = field(default_factory=dict)  # party -> its view, pieces of time in another order
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -240,6 +241,7 @@ class Outputs:
     logits: Tensor | None  # (B, K)
     features: Mapping[str, FeatureMap] = field(default_factory=dict)  # tap name -> map
     known: Tensor | None = None  # bool (B,), the clips that it says something about; None for all of them
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # what is learned or kept for a loss, of no one clip
 
     def at(self, rows: Tensor) -> "Outputs":
         """Some of the clips: rows bool (B,) or int64 (N,)."""
@@ -247,4 +249,5 @@ class Outputs:
             None if self.logits is None else self.logits[rows],
             {tap: FeatureMap(found.values[rows], found.times[rows]) for tap, found in self.features.items()},
             None if self.known is None else self.known[rows],
+            self.extra,
         )

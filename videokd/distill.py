@@ -1,16 +1,21 @@
 """The parties of a distillation: a student that learns, teachers that do not, and the objective between them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from videokd.bank import ClassVectors, Queue
 from videokd.config import nearest
 from videokd.contracts import Batch, Clip, FeatureMap, Grid, Outputs, Sound, View, labelled
-from videokd.losses import Loss, Pair
-from videokd.models import Model
+from videokd.losses import ClipwiseLoss, Head, Loss, Pair
+from videokd.losses.gather import is_distributed
+from videokd.models import Model, check_classes
+from videokd.models.head import class_vectors, linear_head
+from videokd.models.simkd import SimKDModel
+from videokd.weighting import ClipWeights, FixedWeights, Weighting, scheduled_weight
 
 _FINENESS: dict[Grid, int] = {"clip": 0, "frames": 1, "map": 2}
 
@@ -23,58 +28,110 @@ class Term:
     weight: float = 1.0
     warmup: float = 0.0
     """Share of the run over which the weight rises from zero."""
+    decay: float = 0.0
+    """Share of the run, at its end, over which the weight falls to zero."""
     teacher: str = "teacher"
     """Which teacher it listens to."""
+    clips: ClipWeights | None = None
+    """Weights of its clips; None counts all alike."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or not 0 <= self.warmup <= 1:
+        if self.weight < 0 or not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1:
             raise ValueError(
-                f"weight must not be negative and warmup lies in [0, 1], got {self.weight} and {self.warmup}"
+                "weight must not be negative and warmup and decay lie in [0, 1], "
+                f"got {self.weight}, {self.warmup} and {self.decay}"
+            )
+        name = type(self.loss).__name__
+        if self.clips is not None and not (isinstance(self.loss, ClipwiseLoss) and self.loss.needs_teacher):
+            raise ValueError(
+                f"{name} is not a mean over clips that follow a teacher: {type(self.clips).__name__} can't weigh them"
             )
 
     def weight_at(self, progress: float) -> float:
         """The weight at a share of the run, in [0, 1]."""
-        return self.weight * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
+        return scheduled_weight(self.weight, progress, warmup=self.warmup, decay=self.decay)
+
+    @property
+    def needs_teacher_logits(self) -> bool:
+        """Whether the teacher's classes must be the student's."""
+        return self.loss.needs_teacher_logits or self.clips is not None
 
 
 class Student(nn.Module):
-    """A model and what it learns only for the sake of the losses: projections to the teachers' widths.
+    """A model and what it learns only for the sake of the losses: connectors to the teachers' features.
 
-    `model` alone is what is evaluated, saved and shipped. Terms that compare the same taps share a projection.
+    `model` alone is what is evaluated, saved and shipped. Terms that compare the same taps share a connector.
+    `objective` is here too, with what it learns and keeps: one module to optimise, to save and to distribute.
+
+    Args:
+        model: the student.
+        terms: of the objective.
+        teachers: by name, all that the terms listen to.
+        weighting: of the terms against each other.
+
+    Raises:
+        ValueError: if a party lacks a tap, a term would always be zero between these taps, or a teacher lacks the last
+            layer that a term needs.
     """
 
     def __init__(
-        self, model: Model[Any], terms: Mapping[str, Term], teachers: "Mapping[str, Teacher | Mixture]"
+        self,
+        model: Model[Any],
+        terms: Mapping[str, Term],
+        teachers: "Mapping[str, Teacher | Mixture]",
+        weighting: Weighting = FixedWeights(),
     ) -> None:
         super().__init__()
         self.model = model
-        models = {name: one.model for name, one in teachers.items() if isinstance(one, Teacher)}
-        check_taps(terms, {"student": model, **models})
-        self.pairs: dict[str, Pair] = {
-            _key(pair, term.teacher): pair for term in terms.values() for pair in term.loss.pairs()
-        }
-        self.projections = nn.ModuleDict()
-        projected = {
-            _key(pair, term.teacher): (pair, term.teacher)
-            for term in terms.values()
-            for pair in term.loss.pairs()
-            if pair.projected
-        }
-        if projected:
-            widths = tap_widths(model, {pair.student for pair, _ in projected.values()})
-            for key, (pair, teacher) in projected.items():
-                source = teachers[teacher]
-                assert isinstance(source, Teacher)  # `check_terms` refuses features of a mixture
-                self.projections[key] = nn.Linear(widths[pair.student], source.widths[pair.teacher])
+        trained = {name: one for name, one in teachers.items() if isinstance(one, Teacher)}
+        check_taps(terms, {"student": model, **{name: one.model for name, one in trained.items()}})
+        wanted = [(name, pair, term.teacher) for name, term in terms.items() for pair in term.loss.pairs()]
+        shapes = tap_shapes(model, {pair.student for _, pair, _ in wanted})
+        self.pairs: dict[str, Pair] = {_key(pair, teacher): pair for _, pair, teacher in wanted}
+        self.connectors = nn.ModuleDict()
+        for name, pair, teacher in wanted:
+            source = trained[teacher]  # `check_terms` refuses features of a mixture
+            _check_grids(name, terms[name].loss, shapes[pair.student], source.shapes[pair.teacher])
+            self._connect(pair, teacher, shapes[pair.student][-1], source)
+        self.objective = Objective(terms, teachers, weighting)
+        # Not the module's own: they are the model's.
+        self.objective.weigher.shared = list(model.parameters())
+        if isinstance(model, SimKDModel):
+            if model.teacher not in trained:
+                raise ValueError(
+                    f"SimKD takes the last layer of teacher {model.teacher!r}, which the recipe does not have"
+                    f"{nearest(model.teacher, trained)}"
+                )
+            source = trained[model.teacher]
+            check_classes(source.model.classes, model.classes, model=f"teacher {model.teacher!r}", data="the student")
+            model.take_head(*linear_head(source.model))
 
-    def forward(self, view: View) -> Outputs:
-        """Logits, and under each pair's key the student's side of it."""
-        outputs = self.model(view, tuple({pair.student for pair in self.pairs.values()}))
+    def _connect(self, pair: Pair, teacher: str, width: int, source: "Teacher") -> None:
+        key = _key(pair, teacher)
+        if pair.connector is None or key in self.connectors:
+            return
+        head = Head(*linear_head(source.model)) if pair.connector.needs_head else None
+        self.connectors[key] = pair.connector.build(width, source.shapes[pair.teacher][-1], head)
+
+    def forward(self, view: View, shuffled: View | None = None) -> Outputs:
+        """Logits, and under each pair's key the student's side of it.
+
+        Args:
+            view: of the clips.
+            shuffled: the same with pieces of time in another order, for the pairs that compare these.
+        """
+        outputs = self.model(view, tuple({pair.student for pair in self.pairs.values() if not pair.shuffled}))
+        other = None
+        if shuffled is not None:
+            other = self.model(shuffled, tuple({pair.student for pair in self.pairs.values() if pair.shuffled}))
         features = {}
         for key, pair in self.pairs.items():
-            pooled = outputs.features[pair.student].pooled(pair.grid)
-            if key in self.projections:
-                pooled = FeatureMap(self.projections[key](pooled.values), pooled.times)
+            source = other if pair.shuffled else outputs
+            if source is None:
+                raise ValueError("a term compares shuffled clips, and none were given: see `clips.shuffling`")
+            pooled = source.features[pair.student].pooled(pair.grid)
+            if key in self.connectors:
+                pooled = FeatureMap(self.connectors[key](pooled.values), pooled.times)
             features[key] = pooled
         return Outputs(outputs.logits, features, outputs.known)
 
@@ -93,7 +150,7 @@ class Teacher:
         model.check_taps(list(taps))
         self.model = model.eval().requires_grad_(False)
         self.taps = dict(taps)
-        self.widths = tap_widths(model, set(taps))
+        self.shapes = tap_shapes(model, set(taps))
         self._memory: dict[tuple[str, int], dict[str, Tensor]] | None = {} if remember else None
 
     @torch.no_grad()
@@ -166,13 +223,42 @@ class Mixture:
         return Outputs(mixed.clamp(min=1e-12).log(), known=known.any(dim=0))
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A dict of named, weighted losses."""
+class Objective(nn.Module):
+    """Named, weighted losses, with what they learn and keep.
 
-    terms: Mapping[str, Term] = field(default_factory=dict)
+    Args:
+        terms: by name.
+        teachers: those that terms with a bank listen to.
+        weighting: of the terms against each other.
+    """
 
-    def __call__(
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        teachers: "Mapping[str, Teacher | Mixture] | None" = None,
+        weighting: Weighting = FixedWeights(),
+    ) -> None:
+        super().__init__()
+        self.terms = dict(terms)
+        self.weigher = weighting.build(list(terms))
+        self.learned = nn.ParameterDict(
+            {
+                f"{name}|{one}": torch.tensor(start)
+                for name, term in terms.items()
+                for one, start in term.loss.learned.items()
+            }
+        )
+        self.banks = nn.ModuleDict()
+        for name, term in terms.items():
+            if term.loss.bank != "none":
+                source = (teachers or {}).get(term.teacher)
+                if not isinstance(source, Teacher):
+                    raise ValueError(f"term {name!r} keeps features of teacher {term.teacher!r}, which is not given")
+                self.banks[name] = _bank(term.loss, source)
+        self.weights: dict[str, Tensor] = {}
+        """Of every term at the last step, all things considered."""
+
+    def forward(
         self, student: Outputs, targets: Mapping[str, Outputs], label: Tensor, *, progress: float = 1.0
     ) -> dict[str, Tensor]:
         """Each term's own value by name, unweighted, and their weighted sum under "total".
@@ -184,25 +270,61 @@ class Objective:
             student: what `Student` returned.
             targets: teacher name -> what that teacher returned.
             label: int64 (B,), or shares (B, K).
-            progress: share of the run that is over, for the weights' warm-up.
+            progress: share of the run that is over, for the weights' schedule.
         """
-        losses: dict[str, Tensor] = {}
-        total = label.new_zeros((), dtype=torch.float32)
-        for name, term in self.terms.items():
-            features = {pair.student: student.features[_key(pair, term.teacher)] for pair in term.loss.pairs()}
-            teacher = targets[term.teacher] if term.loss.needs_teacher else None
-            losses[name] = _over_known(term.loss, Outputs(student.logits, features, student.known), teacher, label)
-            total = total + term.weight_at(progress) * losses[name]
-        return {**losses, "total": total}
+        device = label.device
+        # Losses are for fp32, whoever calls: Gram matrices in bf16 tell no angles.
+        with torch.autocast(device.type, enabled=False):
+            found = {name: self._value(name, student, targets, label, progress) for name in self.terms}
+            values = torch.stack(list(found.values()))
+            scheduled = torch.tensor([term.weight_at(progress) for term in self.terms.values()])
+            scheduled = scheduled.to(device, non_blocking=True)
+            factors, added = self.weigher(list(found.values()))
+            weights = scheduled * factors
+            total = (weights * values + scheduled * added).sum()
+        self.weights = dict(zip(self.terms, weights.detach().unbind(), strict=True))
+        return {**found, "total": total}
+
+    def _value(
+        self, name: str, student: Outputs, targets: Mapping[str, Outputs], label: Tensor, progress: float
+    ) -> Tensor:
+        term = self.terms[name]
+        features = {pair.student_name: student.features[_key(pair, term.teacher)] for pair in term.loss.pairs()}
+        extra = {one: self.learned[f"{name}|{one}"] for one in term.loss.learned}
+        if extra:
+            extra["progress"] = torch.full((), progress, device=label.device)
+        mine = Outputs(student.logits, features, student.known, extra)
+        if not term.loss.needs_teacher:
+            return _over_known(term, mine, None, label)
+        teacher = targets[term.teacher]
+        if name not in self.banks:
+            return _over_known(term, mine, teacher, label)
+        bank: Any = self.banks[name]
+        kept = Outputs(teacher.logits, teacher.features, teacher.known, bank.contents())
+        value = _over_known(term, mine, kept, label)
+        bank.push(teacher, label)
+        return value
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of time that terms want shuffled; 0 if none does."""
+        return max((term.loss.pieces for term in self.terms.values()), default=0)
 
 
 def all_targets(teachers: "Mapping[str, Teacher | Mixture]", batch: Batch) -> dict[str, Outputs]:
-    """What every teacher says of its own view of the batch; one that takes no view, of the labels."""
-    targets = {
-        name: teacher(batch.clips.get(name, batch.label), batch.id, batch.view)
-        for name, teacher in teachers.items()
-        if isinstance(teacher, Teacher)
-    }
+    """What every teacher says of its own view of the batch; one that takes no view, of the labels. Of the shuffled view
+    too, where there is one."""
+    targets = {}
+    for name, teacher in teachers.items():
+        if not isinstance(teacher, Teacher):
+            continue
+        said = teacher(batch.clips.get(name, batch.label), batch.id, batch.view)
+        if name in batch.shuffled:
+            # The shuffle is a function of clip and view: it is remembered as another clip.
+            other = teacher(batch.shuffled[name], [f"{one} shuffled" for one in batch.id], batch.view)
+            more = {f"shuffled {tap}": found for tap, found in other.features.items()}
+            said = Outputs(said.logits, {**said.features, **more}, said.known)
+        targets[name] = said
     for name, mixture in teachers.items():
         if isinstance(mixture, Mixture):
             targets[name] = mixture(targets, batch.label)
@@ -241,6 +363,70 @@ def check_terms(
             )
         if term.loss.pairs() and term.teacher in (mixtures or {}):
             raise ValueError(f"term {name!r} compares features, and {term.teacher!r} is a mixture, which has none")
+    cut = {term.loss.pieces for term in terms.values()} - {0}
+    if len(cut) > 1:
+        raise ValueError(f"terms shuffle {' and '.join(map(str, sorted(cut)))} pieces of the clips: choose one number")
+
+
+def check_clips(
+    terms: Mapping[str, Term], *, batch_size: int, unlabelled: int, clips: int, mixes: bool, several_labels: bool
+) -> None:
+    """Raises a `ValueError`, which says what to do, for terms that can't learn from such clips.
+
+    Args:
+        terms: of the objective.
+        batch_size: clips of a batch.
+        unlabelled: how many of them have no label.
+        clips: of the training set.
+        mixes: whether clips are mixed.
+        several_labels: whether clips have several labels.
+    """
+    for name, term in terms.items():
+        loss, kind = term.loss, type(term.loss).__name__
+        who = f"term {name!r} ({kind})"
+        if batch_size < loss.min_clips:
+            raise ValueError(
+                f"{who} compares clips of a batch with each other, at least {loss.min_clips}: set data.batch_size to "
+                f"more than {batch_size}"
+            )
+        if unlabelled and loss.needs_labels and loss.needs_teacher:
+            raise ValueError(
+                f"{who} needs labels, and {unlabelled} clips of every batch have none: {_other_target(loss)}"
+                "take a loss without labels (SoftTargets, DIST), or set data.unlabelled_per_batch to 0"
+            )
+        if mixes and loss.needs_one_class:
+            raise ValueError(
+                f"{who} needs clips of one class, and data.mix mixes them: {_other_target(loss)}"
+                "take a loss for mixed clips (SoftTargets, DIST), or set data.mix to None"
+            )
+        if several_labels and not loss.several_labels:
+            fitting = "BinarySoftTargets" if loss.needs_teacher else "BinaryCrossEntropy"
+            raise ValueError(f"{who} is for clips of one class, and these have several labels: take {fitting}")
+        if several_labels and term.clips is not None:
+            raise ValueError(f"{who} weighs clips of one class, and these have several labels: set clips to None")
+        queue = getattr(loss, "queue", 0) if loss.bank == "queue" else 0
+        if queue and not batch_size <= queue <= max(clips - batch_size, batch_size):
+            raise ValueError(
+                f"{who} keeps {queue} past clips; that is at least a batch ({batch_size}) and at most the training set "
+                f"without one ({clips - batch_size}), or clips would be kept twice: set its queue"
+            )
+
+
+def _other_target(loss: Loss) -> str:
+    return "set its target to 'teacher', " if hasattr(loss, "target") and loss.needs_one_class else ""
+
+
+def _check_grids(name: str, loss: Loss, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    """Raises a `ValueError` if the term would be zero whatever the student does: shapes (T, H, W, C)."""
+    steps = min(student[0], teacher[0])
+    places = min(student[1], teacher[1]) * min(student[2], teacher[2])
+    for what, there, least in (("step of time", steps, loss.min_steps), ("place in space", places, loss.min_places)):
+        if there < least:
+            raise ValueError(
+                f"term {name!r} ({type(loss).__name__}) compares what differs between at least {least} {what}s, and "
+                f"its taps have {there} in common (steps, rows, columns: {student[:3]} and {teacher[:3]}): "
+                "name other taps (`videokd taps RECIPE` lists them), or leave it out"
+            )
 
 
 def check_taps(terms: Mapping[str, Term], models: Mapping[str, Model[Any]]) -> None:
@@ -261,14 +447,18 @@ def check_taps(terms: Mapping[str, Term], models: Mapping[str, Model[Any]]) -> N
 
 
 @torch.no_grad()
-def tap_widths(model: Model[Any], taps: set[str]) -> dict[str, int]:
-    """Channels of each tap, found by a forward pass over one clip of nothing."""
+def tap_shapes(model: Model[Any], taps: set[str]) -> dict[str, tuple[int, int, int, int]]:
+    """Steps, rows, columns and channels of each tap, found by a forward pass over one clip of nothing."""
     if not taps:
         return {}
     training = model.training
     features = model.eval()(model.blank(), tuple(taps)).features
     model.train(training)
-    return {tap: feature_map.values.shape[-1] for tap, feature_map in features.items()}
+    found = {}
+    for tap, feature_map in features.items():
+        _, steps, rows, columns, channels = feature_map.values.shape
+        found[tap] = (steps, rows, columns, channels)
+    return found
 
 
 def _rows(view: View | Tensor, rows: Sequence[int]) -> View | Tensor:
@@ -297,19 +487,39 @@ def _log_confidence(log_probs: Tensor, label: Tensor) -> Tensor:
     return torch.where(known, right, minus_entropy)
 
 
-def _over_known(loss: Loss, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
-    """The loss over the clips of which both say something; 0, with a gradient of 0, if there are none."""
+def _bank(loss: Loss, source: "Teacher") -> Queue | ClassVectors:
+    (pair,) = loss.pairs()
+    if loss.bank == "queue":
+        size = int(getattr(loss, "queue"))  # noqa: B009  # a field of losses with such a bank
+        return Queue(size, source.shapes[pair.teacher][-1], pair.teacher)
+    vectors = class_vectors(source.model)
+    if vectors.shape[1] != source.shapes[pair.teacher][-1]:
+        raise ValueError(
+            f"the vectors of the classes have {vectors.shape[1]} channels, and tap {pair.teacher!r} has "
+            f"{source.shapes[pair.teacher][-1]}: compare the tap 'clip'"
+        )
+    return ClassVectors(vectors)
+
+
+def _over_known(term: Term, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
+    """The term's loss over the clips of which both say something; 0, with a gradient of 0, if there are none."""
     said = [one.known for one in (student, teacher) if one is not None and one.known is not None]
-    if not said:
-        return loss(student, teacher, label)
-    rows = torch.stack(said).all(dim=0)
-    if not rows.any():
-        parts = [part for part in (student.logits, *(f.values for f in student.features.values())) if part is not None]
-        return torch.stack([0 * part.sum() for part in parts]).sum()
-    return loss(student.at(rows), None if teacher is None else teacher.at(rows), label[rows])
+    if said:
+        rows = torch.stack(said).all(dim=0)
+        # A loss that counts the clips of all processes must be called on all of them.
+        if not rows.any() and not (term.loss.relational and is_distributed()):
+            parts = [student.logits, *(feature_map.values for feature_map in student.features.values())]
+            return torch.stack([0 * part.float().sum() for part in parts if part is not None]).sum()
+        student, label = student.at(rows), label[rows]
+        teacher = None if teacher is None else teacher.at(rows)
+    if term.clips is None or teacher is None:
+        return term.loss(student, teacher, label)
+    assert isinstance(term.loss, ClipwiseLoss)
+    return term.loss(student, teacher, label, term.clips(student, teacher, label).detach())
 
 
 def _key(pair: Pair, teacher: str) -> str:
     # A dot can't stand in a module's name.
-    kind = "projected" if pair.projected else "plain"
-    return f"{pair.student}|{teacher}|{pair.teacher}|{pair.grid}|{kind}".replace(".", "/")
+    kind = "plain" if pair.connector is None else repr(pair.connector)
+    when = "|shuffled" if pair.shuffled else ""
+    return f"{pair.student}|{teacher}|{pair.teacher}|{pair.grid}|{kind}{when}".replace(".", "/")

@@ -21,6 +21,7 @@ from videokd.distill import Mixture, Term
 from videokd.machine import Machine
 from videokd.models import ModelConfig
 from videokd.optim import AdamW
+from videokd.weighting import FixedWeights, Weighting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,8 @@ class Recipe:
     optim: AdamW
     teachers: dict[str, TeacherSource] = field(default_factory=dict)
     """By name: trained here, published, or a mixture of others of them."""
+    weighting: Weighting = field(default_factory=FixedWeights)
+    """Of the terms against each other, on top of their own weights."""
     machine: Machine = field(default_factory=Machine)
     seed: int = 0
     """Of initial weights, order of the clips, dropout."""

@@ -26,17 +26,22 @@ from videokd.clips.loader import batches, leave_out_bad
 from videokd.clips.manifest import Manifest, is_url
 from videokd.clips.mixing import mixed
 from videokd.clips.order import BatchOrder
-from videokd.contracts import UNLABELLED, Sound, ViewSpec, labelled
-from videokd.distill import Mixture, Objective, Student, Teacher, all_targets, check_terms, wanted_taps
+from videokd.clips.shuffling import check_pieces, with_shuffled
+from videokd.config import differing_fields, to_plain
+from videokd.contracts import UNLABELLED, FeatureMap, Outputs, Sound, ViewSpec, labelled
+from videokd.distill import Mixture, Student, Teacher, Term, all_targets, check_clips, check_terms, wanted_taps
 from videokd.evaluate import predict, scores
+from videokd.losses import Facts
 from videokd.machine import seed_step, terminal
 from videokd.models import Model, ModelConfig, check_classes, load_model, save_model
 from videokd.models.cost import cost
 from videokd.models.model import nameless
 from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher
 from videokd.run_folder import RunFolder, write_text
+from videokd.weighting import FixedWeights
 
 LOG_EVERY = 10  # steps
+CALIBRATION_BATCHES = 8
 
 
 class Interrupted(Exception):
@@ -76,10 +81,13 @@ def train(
     recipe = recipes.anchored(recipe)
     device = recipe.machine.find()
     manifest = recipe.data.manifest()
-    if manifest.multi_label:
-        raise ValueError(f"{manifest.source} has several labels a video, and no loss here learns from these yet")
+    if manifest.multi_label and recipe.data.val_split:
+        raise ValueError(
+            f"{manifest.source} has several labels a video, and they can't be scored yet: set val_split to None"
+        )
     mixtures = {name: source for name, source in recipe.teachers.items() if isinstance(source, Mixture)}
     check_terms(recipe.objective, list(recipe.teachers), mixtures)
+    recipe.weighting.build(list(recipe.objective))
     policy = recipe.data.on_bad_video
     train_set, missing = leave_out_bad(training_videos(manifest, recipe), on_bad_video=policy)
     val_set = None
@@ -89,6 +97,14 @@ def train(
         missing += missing_val
     if not manifest.has_splits:
         console.print(f"{manifest.source} names no splits: a fifth of it, by a hash of its names, is kept for testing")
+    check_clips(
+        recipe.objective,
+        batch_size=recipe.data.batch_size,
+        unlabelled=recipe.data.unlabelled_per_batch,
+        clips=len(train_set.videos),
+        mixes=recipe.data.mix is not None,
+        several_labels=manifest.multi_label,
+    )
     if teachers is None:
         teachers = load_teachers(recipe, manifest.classes)
 
@@ -97,15 +113,23 @@ def train(
     if model.input is None or not model.has_logits:
         raise ValueError(f"a student tells classes apart by what it sees or hears, and {type(model).__name__} does not")
     check_classes(model.classes, manifest.classes, model="the student", data=recipe.data.path)
-    student = Student(model, recipe.objective, teachers).to(device)
-    objective = Objective(recipe.objective)
-    optimizer = recipe.optim.build(student)
-
     specs = view_specs(model, teachers)
     memory = (memory or FrameMemory()) if recipe.data.in_memory else None
     clips = _dataset(train_set, recipe, specs, memory, train=True)
     val_clips = _dataset(val_set, recipe, {"student": specs["student"]}, memory, train=False) if val_set else None
     order = _order(clips, recipe, console)
+    terms = fitted(recipe, clips, order, teachers)
+    found = {
+        name: differing_fields(to_plain(recipe.objective[name].loss), to_plain(terms[name].loss)) for name in terms
+    }
+    for name, fields in found.items():
+        for one, (_, value) in fields.items():
+            console.print(f"{name}: {one} {value if not isinstance(value, list) else 'taken from the training set'}")
+    student = Student(model, terms, teachers, recipe.weighting).to(device)
+    objective, pieces = student.objective, student.objective.pieces
+    if pieces:
+        check_pieces(pieces, specs)
+    optimizer = recipe.optim.build(student)
     # Everything that could be refused has been: from here on there is a run.
     run = RunFolder(folder, recipe=recipes.dump(recipe), resume=resume)
     start = run.restore(student, optimizer) if resume else 0
@@ -139,6 +163,8 @@ def train(
             batch = batch.to(device)
             if recipe.data.mix is not None:
                 batch = mixed(batch, recipe.data.mix, num_classes=len(clips.classes), seed=recipe.seed, step=step)
+            if pieces:
+                batch = with_shuffled(batch, pieces)
             seed_step(recipe.seed, step)
             lr = recipe.optim.lr_at(step - 1)
             for group in optimizer.param_groups:
@@ -146,7 +172,7 @@ def train(
 
             with recipe.machine.autocast(device):
                 targets = all_targets(teachers, batch)
-                outputs = student(batch.clips["student"])
+                outputs = student(batch.clips["student"], batch.shuffled.get("student"))
             losses = objective(outputs, targets, batch.label, progress=step / recipe.optim.steps)
             _check_finite(losses, step)
             losses["total"].backward()
@@ -167,6 +193,8 @@ def train(
                         )
                 row = {name: loss.item() for name, loss in losses.items()}
                 row |= {"lr": lr, "grad_norm": norm.item()}
+                if not isinstance(recipe.weighting, FixedWeights):
+                    row |= {f"weight.{name}": weight.item() for name, weight in objective.weights.items()}
                 known = labelled(batch.label)
                 if known.any() and batch.label.ndim == 1:  # mixed clips are of no one class
                     row["train_top1"] = (outputs.logits.argmax(dim=1) == batch.label)[known].float().mean().item()
@@ -199,6 +227,7 @@ def train(
         "val_top1": val_top1,
         "skipped": list(skipped),
         "device": device.type,
+        "fitted": {f"{name}.{one}": value for name, fields in found.items() for one, (_, value) in fields.items()},
     }
     if silent:
         summary["clips_without_sound"] = dict(silent)
@@ -206,6 +235,33 @@ def train(
     save_model(model, run.path)
     run.checkpoint_path.unlink(missing_ok=True)
     return summary
+
+
+@torch.no_grad()
+def fitted(
+    recipe: Recipe, clips: ClipDataset, order: BatchOrder, teachers: Mapping[str, Teacher | Mixture]
+) -> dict[str, Term]:
+    """The recipe's terms, with what they take from the data: how many clips a class has; a temperature, or the moments
+    of features, from what the teachers say of the run's first batches."""
+    found = Counter(name for video in clips.videos for name in video.names)
+    counts = tuple(found[name] for name in clips.classes)
+    wanting = {term.teacher for term in recipe.objective.values() if term.loss.needs_calibration}
+    said: dict[str, list[Outputs]] = {name: [] for name in wanting}
+    if wanting:
+        order.steps = range(min(CALIBRATION_BATCHES, recipe.optim.steps))
+        device = recipe.machine.find()
+        policy, limit = recipe.data.on_bad_video, recipe.data.time_limit
+        for batch in batches(clips, order, workers=recipe.data.workers, on_bad_video=policy, time_limit=limit):
+            with recipe.machine.autocast(device):
+                targets = all_targets(teachers, batch.to(device))
+            for name in wanting:
+                one = targets[name]
+                said[name].append(one if one.known is None else one.at(one.known))
+    facts = {name: Facts(counts, _joined(said[name])) for name in wanting}
+    return {
+        name: replace(term, loss=term.loss.fitted(facts.get(term.teacher, Facts(counts))))
+        for name, term in recipe.objective.items()
+    }
 
 
 def training_videos(manifest: Manifest, recipe: Recipe) -> Manifest:
@@ -243,15 +299,13 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher |
         if isinstance(source, Mixture):
             teachers[name] = source
             continue
-        needs_logits = any(term.loss.needs_teacher_logits for term in listening)
+        needs_logits = any(term.needs_teacher_logits for term in listening)
         if isinstance(source, PublishedTeacher):
             model = _published(source.model, classes, name=name, needs_logits=needs_logits)
         else:
             model = load_model(source.checkpoint, trust=source.trust)
         if needs_logits:
-            wanting = [
-                term for term, one in recipe.objective.items() if one in listening and one.loss.needs_teacher_logits
-            ]
+            wanting = [term for term, one in recipe.objective.items() if one in listening and one.needs_teacher_logits]
             _check_logits(model, classes, wanting, name=name, data=recipe.data.path)
         taps = wanted_taps(recipe.objective, name)
         teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
@@ -325,6 +379,25 @@ def _dataset(
         memory=memory,
         backend=recipe.data.backend,
     )
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    """Clips of several batches in one."""
+    if not parts or not sum(len(values) for one in parts for values in _values(one)):
+        raise ValueError("a term is fitted to what its teacher says, and it says nothing of the first clips")
+    logits = None if parts[0].logits is None else torch.cat([one.logits for one in parts if one.logits is not None])
+    features = {
+        tap: FeatureMap(
+            *(torch.cat([getattr(one.features[tap], side) for one in parts]) for side in ("values", "times"))
+        )
+        for tap in parts[0].features
+    }
+    return Outputs(logits, features)
+
+
+def _values(outputs: Outputs) -> list[Tensor]:
+    found = [feature_map.values for feature_map in outputs.features.values()]
+    return found if outputs.logits is None else [*found, outputs.logits]
 
 
 def _order(clips: ClipDataset, recipe: Recipe, console: Console) -> BatchOrder:

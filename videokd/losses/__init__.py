@@ -1,17 +1,89 @@
 """Two `Outputs` in, a scalar out: one class per published loss."""
 
-from videokd.losses.features import ClipFeatures, FrameFeatures
-from videokd.losses.logits import CrossEntropy, SoftTargets
-from videokd.losses.loss import Loss, Pair
-from videokd.losses.temporal import TemporalAffinity, TemporalDifference
+from videokd.losses.connectors import (
+    MLP,
+    Connector,
+    ConvNorm,
+    Head,
+    Linear,
+    MaskedGeneration,
+    ThroughHead,
+    Variational,
+)
+from videokd.losses.features import (
+    MGD,
+    SRRL,
+    VID,
+    ClipFeatures,
+    FrameFeatures,
+    MapFeatures,
+    MultiScale,
+    SpatialAttention,
+    TemporalAttention,
+)
+from videokd.losses.imbalance import BKD, BalancedSoftmax, ClassBalanced
+from videokd.losses.logits import (
+    DIST,
+    DKD,
+    NKD,
+    BinaryCrossEntropy,
+    BinarySoftTargets,
+    CrossEntropy,
+    CurriculumSoftTargets,
+    SoftTargets,
+    StandardisedSoftTargets,
+)
+from videokd.losses.loss import ClipwiseLoss, Facts, Loss, Pair
+from videokd.losses.relations import CRD, PKT, SP, BankAffinity, RKDAngle, RKDDistance
+from videokd.losses.temporal import (
+    ShuffleRelation,
+    TemporalAffinity,
+    TemporalDifference,
+    TemporalSpectrum,
+)
 
 __all__ = [
+    "BKD",
+    "CRD",
+    "DIST",
+    "DKD",
+    "MGD",
+    "MLP",
+    "NKD",
+    "PKT",
+    "SP",
+    "SRRL",
+    "VID",
+    "BalancedSoftmax",
+    "BankAffinity",
+    "BinaryCrossEntropy",
+    "BinarySoftTargets",
+    "ClassBalanced",
     "ClipFeatures",
+    "ClipwiseLoss",
+    "Connector",
+    "ConvNorm",
     "CrossEntropy",
+    "CurriculumSoftTargets",
+    "Facts",
     "FrameFeatures",
+    "Head",
+    "Linear",
     "Loss",
+    "MapFeatures",
+    "MaskedGeneration",
+    "MultiScale",
     "Pair",
+    "RKDAngle",
+    "RKDDistance",
+    "ShuffleRelation",
     "SoftTargets",
+    "SpatialAttention",
+    "StandardisedSoftTargets",
     "TemporalAffinity",
+    "TemporalAttention",
     "TemporalDifference",
+    "TemporalSpectrum",
+    "ThroughHead",
+    "Variational",
 ]

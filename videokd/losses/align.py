@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from videokd.contracts import FeatureMap
@@ -19,19 +20,55 @@ class Aligned(NamedTuple):
     shared: Tensor  # (B, T) 1 where both saw this time, 0 where one did not
 
 
+class AlignedMaps(NamedTuple):
+    """Maps of both parties on the coarser of their grids, in time and in space."""
+
+    student: Tensor  # (B, T, H, W, Cs)
+    teacher: Tensor  # (B, T, H, W, Ct)
+    shared: Tensor  # (B, T)
+
+
 def align_in_time(student: FeatureMap, teacher: FeatureMap) -> Aligned:
     """Averages space away, then the finer map's steps into the coarser map's, weighted by their overlap in time.
 
     Nothing is up-sampled: a step is never matched to another second. The student's own grid is kept where the two
     are equally fine. A step's extent reaches half-way to its neighbours.
     """
-    student, teacher = student.pooled("frames"), teacher.pooled("frames")
-    student_BTC, teacher_BTC = student.values[:, :, 0, 0].float(), teacher.values[:, :, 0, 0].float()
+    of_student, of_teacher, shared = _in_time(student.pooled("frames"), teacher.pooled("frames"))
+    return Aligned(of_student[:, :, 0, 0], of_teacher[:, :, 0, 0], shared)
+
+
+def align_maps(student: FeatureMap, teacher: FeatureMap) -> AlignedMaps:
+    """`align_in_time` with space kept: the finer grid's places are averaged into the coarser's, in height and width
+    each by itself."""
+    height, width = (min(one, other) for one, other in zip(_places(student), _places(teacher), strict=True))
+    return _in_time(in_space(student, height, width), in_space(teacher, height, width))
+
+
+def in_space(features: FeatureMap, height: int, width: int) -> FeatureMap:
+    """Averaged to a grid of height x width, which is no finer."""
+    if _places(features) == (height, width):
+        return features
+    clips, steps = features.times.shape
+    folded = rearrange(features.values, "b t h w c -> (b t) c h w").float()
+    pooled = F.adaptive_avg_pool2d(folded, (height, width))
+    return FeatureMap(rearrange(pooled, "(b t) c h w -> b t h w c", b=clips, t=steps), features.times)
+
+
+def _places(features: FeatureMap) -> tuple[int, int]:
+    return features.values.shape[2], features.values.shape[3]
+
+
+def _in_time(student: FeatureMap, teacher: FeatureMap) -> AlignedMaps:
     if _spacing(student.times) >= _spacing(teacher.times) - 1e-6:
         weights, shared = overlap_weights(teacher.times, student.times)
-        return Aligned(student_BTC, weights @ teacher_BTC, shared)
+        return AlignedMaps(student.values.float(), _averaged(weights, teacher.values.float()), shared)
     weights, shared = overlap_weights(student.times, teacher.times)
-    return Aligned(weights @ student_BTC, teacher_BTC, shared)
+    return AlignedMaps(_averaged(weights, student.values.float()), teacher.values.float(), shared)
+
+
+def _averaged(weights: Tensor, values: Tensor) -> Tensor:
+    return torch.einsum("bij,bjhwc->bihwc", weights, values)
 
 
 def overlap_weights(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

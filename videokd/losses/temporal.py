@@ -1,15 +1,17 @@
 """Losses on what happens between frames."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from videokd.contracts import Outputs
-from videokd.losses.align import align_in_time, layer_normalised, mean_over_shared
-from videokd.losses.features import Distance, distance_BT
-from videokd.losses.loss import FrameLoss
+from videokd.losses.align import Aligned, align_in_time, layer_normalised, mean_over_shared
+from videokd.losses.connectors import Connector, Linear
+from videokd.losses.features import Distance, clip_vectors, distance_between
+from videokd.losses.loss import FrameLoss, Loss, Pair, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +21,22 @@ class TemporalDifference(FrameLoss):
     Shares its projection with `FrameFeatures` on the same taps.
     """
 
+    paper: ClassVar[str] = "in common use; no single source"
+    min_steps: ClassVar[int] = 2
     distance: Distance = "smooth_l1"
+    connector: Connector | None = Linear()
+    """From the student's features to the teacher's width."""
+
+    @property
+    def projection(self) -> Connector | None:
+        """See `FrameLoss.projection`."""
+        return self.connector
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
-        """Mean over the clips' steps; 0 if the coarser grid has a single step."""
-        assert teacher is not None
-        aligned = align_in_time(student.features[self.student_tap], teacher.features[self.teacher_tap])
+        """Mean over the clips' steps."""
+        aligned = _aligned(self, student, teacher)
         target = layer_normalised(aligned.teacher)
-        values = distance_BT(aligned.student.diff(dim=1), target.diff(dim=1), self.distance)
+        values = distance_between(aligned.student.diff(dim=1), target.diff(dim=1), self.distance)
         return mean_over_shared(values, aligned.shared[:, 1:] * aligned.shared[:, :-1])
 
 
@@ -34,20 +44,98 @@ class TemporalDifference(FrameLoss):
 class TemporalAffinity(FrameLoss):
     """Which frames of a clip resemble which: cosine of every pair of frames, student against teacher, squared.
 
-    Similarity-preserving distillation [Tung and Mori 2019] over the frames of a clip in place of the clips of a
-    batch. Departure: the clip's mean is taken off first, so that the affinities tell the motion and not the scene.
-    It needs no projection.
+    SP over the frames of a clip in place of the clips of a batch. Departure: the clip's mean is taken off first, so
+    that the affinities tell the motion and not the scene. It needs no projection.
     """
 
-    projected: ClassVar[bool] = False
+    paper: ClassVar[str] = "after SP, Tung and Mori 2019, arXiv 1907.09682"
+    min_steps: ClassVar[int] = 2
+
+    @property
+    def projection(self) -> Connector | None:
+        """None: widths may differ."""
+        return None
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips' pairs of steps."""
-        assert teacher is not None
-        aligned = align_in_time(student.features[self.student_tap], teacher.features[self.teacher_tap])
+        aligned = _aligned(self, student, teacher)
         error = affinity(aligned.student, aligned.shared) - affinity(aligned.teacher, aligned.shared)
         both = aligned.shared[:, :, None] * aligned.shared[:, None, :]
         return mean_over_shared(error.square(), both)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalSpectrum(FrameLoss):
+    """How fast features change: their discrete Fourier transform over the clip's steps, orthonormal, smooth L1.
+
+    "amplitude", as published, tells how fast and not when: an event a second later is the same to it. "complex" tells
+    both. Departure: layer-normalised targets; without the paper's terms on parameters. Steps that one party did not see
+    are zero for both.
+    """
+
+    paper: ClassVar[str] = "Su et al. 2020, arXiv 2009.06902"
+    min_steps: ClassVar[int] = 2
+    part: Literal["amplitude", "complex"] = "amplitude"
+    connector: Connector | None = Linear()
+    """From the student's features to the teacher's width."""
+
+    @property
+    def projection(self) -> Connector | None:
+        """See `FrameLoss.projection`."""
+        return self.connector
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
+        """Mean over clips, frequencies from 0 on, and channels."""
+        aligned = _aligned(self, student, teacher)
+        shared = aligned.shared[:, :, None]
+        of_student, of_teacher = (
+            torch.view_as_real(torch.fft.rfft(one * shared, dim=1, norm="ortho"))
+            for one in (aligned.student, layer_normalised(aligned.teacher))
+        )
+        if self.part == "amplitude":
+            # Under the root, so that a silent frequency has a finite gradient.
+            of_student, of_teacher = ((one.square().sum(dim=-1) + 1e-8).sqrt() for one in (of_student, of_teacher))
+        return F.smooth_l1_loss(of_student, of_teacher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffleRelation(Loss):
+    """How much a clip's features change when its pieces of time are shuffled, for the student as for the teacher: a
+    student that does not look at the order is told so. It asks both for a second pass, over the shuffled clip.
+
+    The cosine between the clip vector as filmed and shuffled, student against teacher, squared.
+    """
+
+    paper: ClassVar[str] = "order as a relation, after the shuffled difficulty of SAKD 2025, arXiv 2504.00606"
+    number_of_pieces: int = 4
+    """Into which the clip is cut; it must divide the frames of both."""
+    student_tap: str = "clip"
+    teacher_tap: str = "clip"
+
+    def __post_init__(self) -> None:
+        at_least(2, number_of_pieces=self.number_of_pieces)
+
+    @property
+    def pieces(self) -> int:
+        """See `Loss.pieces`."""
+        return self.number_of_pieces
+
+    def pairs(self) -> tuple[Pair, ...]:
+        """Clip vectors, as filmed and shuffled."""
+        return tuple(
+            Pair(self.student_tap, self.teacher_tap, grid="clip", shuffled=shuffled) for shuffled in (False, True)
+        )
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
+        """Mean over clips."""
+        filmed, shuffled = self.pairs()
+        of_student = F.cosine_similarity(
+            clip_vectors(student, filmed.student_name), clip_vectors(student, shuffled.student_name), eps=1e-6
+        )
+        of_teacher = F.cosine_similarity(
+            clip_vectors(teacher, filmed.teacher_name), clip_vectors(teacher, shuffled.teacher_name), eps=1e-6
+        )
+        return (of_student - of_teacher).square().mean()
 
 
 def affinity(features: Tensor, shared: Tensor) -> Tensor:
@@ -57,3 +145,8 @@ def affinity(features: Tensor, shared: Tensor) -> Tensor:
     mean = (features * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp(min=1)
     unit = F.normalize(features - mean, dim=-1, eps=1e-6)
     return unit @ unit.transpose(1, 2)
+
+
+def _aligned(loss: FrameLoss, student: Outputs, teacher: Outputs | None) -> Aligned:
+    assert teacher is not None
+    return align_in_time(student.features[loss.student_tap], teacher.features[loss.teacher_tap])

@@ -11,6 +11,7 @@ from videokd.models.model import Model, ModelConfig, SoundModel, VideoModel
 from videokd.models.motion import Motion
 from videokd.models.movinet import MoViNet
 from videokd.models.own import Own, OwnModel, TorchvisionImages
+from videokd.models.simkd import SimKD
 from videokd.models.sound_network import MelNetwork
 from videokd.models.timm_video import TimmVideo
 from videokd.models.torchvision_video import S3D, MViT, Swin3d, VideoResNet
@@ -33,6 +34,7 @@ __all__ = [
     "Motion",
     "Own",
     "OwnModel",
+    "SimKD",
     "SoundModel",
     "Swin3d",
     "Tap",

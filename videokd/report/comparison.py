@@ -10,6 +10,7 @@ from typing import Any
 from videokd import recipe as recipes
 from videokd.config import differing_fields
 from videokd.evaluate import MIN_GAP, agreement, gap_recovered, interval, standard_error
+from videokd.models import SimKD
 from videokd.recipe import Recipe, TrainedTeacher
 from videokd.run_folder import write_text
 
@@ -146,7 +147,8 @@ def _has_recipe(run: str | Path) -> bool:
 
 def _setting(recipe: Recipe) -> tuple[object, ...]:
     """What the two runs of a pair have in common."""
-    return recipe.student, recipe.optim, recipe.seed, replace(recipe.data, unlabelled_per_batch=0)
+    student = recipe.student.student if isinstance(recipe.student, SimKD) else recipe.student
+    return student, recipe.optim, recipe.seed, replace(recipe.data, unlabelled_per_batch=0)
 
 
 def _at(plain: Any, name: str) -> Any:
