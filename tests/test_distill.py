@@ -3,7 +3,7 @@ import torch
 from conftest import random_clip
 
 from videokd.contracts import Batch, Clip, InputSpec, Outputs
-from videokd.distill import Objective, Student, Teacher, Term, all_targets, check_terms, tap_widths, wanted_taps
+from videokd.distill import Objective, Student, Teacher, Term, all_targets, check_terms, tap_shapes, wanted_taps
 from videokd.losses import (
     ClipFeatures,
     CrossEntropy,
@@ -70,9 +70,9 @@ def test_the_total_is_the_weighted_sum_and_the_weight_rises() -> None:
 def test_terms_on_the_same_taps_share_a_projection_and_affinity_has_none() -> None:
     student, _, _ = parties()
     # One for "frames", shared by two terms; one for "clip".
-    assert len(student.projections) == 2
+    assert len(student.connectors) == 2
     # Student 12 wide (3 x 4), teacher 16 (4 x 4).
-    assert {(p.in_features, p.out_features) for p in student.projections.values()} == {(12, 16)}
+    assert {(p.in_features, p.out_features) for p in student.connectors.values()} == {(12, 16)}
 
 
 def test_the_initial_model_does_not_depend_on_the_objective() -> None:
@@ -115,10 +115,10 @@ def test_wanted_taps_are_kept_as_finely_as_the_finest_term_needs() -> None:
     assert wanted_taps(TERMS, "other") == {}
 
 
-def test_tap_widths_leave_the_model_as_it_was() -> None:
+def test_tap_shapes_leave_the_model_as_it_was() -> None:
     model = CompactShift(width=4).build(CLASSES).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert tap_widths(model, {"stage1", "clip"}) == {"stage1": 8, "clip": 12}
+    assert tap_shapes(model, {"stage1", "clip"}) == {"stage1": (8, 8, 8, 8), "clip": (1, 1, 1, 12)}
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -299,12 +299,14 @@ class DIST(Loss):
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """1 - Pearson's correlation, averaged over clips and over classes, times T^2."""
-        of_student, of_teacher = (
-            (gathered(logits_of(one)) / self.temperature).softmax(dim=1) for one in (student, teacher)
-        )
-        within_clip = 1 - _correlation(of_student, of_teacher).mean()
-        within_class = 1 - _correlation(of_student.T, of_teacher.T).mean()
-        return (self.beta * within_clip + self.gamma * within_class) * self.temperature**2
+        mine, theirs = gathered(logits_of(student)), gathered(logits_of(teacher))
+        if not len(mine):
+            return 0 * logits_of(student).sum()
+        of_student, of_teacher = ((one / self.temperature).softmax(dim=1) for one in (mine, theirs))
+        found = self.beta * (1 - _correlation(of_student, of_teacher).mean())
+        if len(mine) >= self.min_clips:
+            found = found + self.gamma * (1 - _correlation(of_student.T, of_teacher.T).mean())
+        return found * self.temperature**2
 
 
 AUTO_CONFIDENCE = 0.6
