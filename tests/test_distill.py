@@ -1,18 +1,48 @@
+import inspect
+
 import pytest
 import torch
 from conftest import random_clip
 
+from videokd import losses as catalogue
+from videokd.clips.shuffling import with_shuffled
 from videokd.contracts import Batch, Clip, InputSpec, Outputs
-from videokd.distill import Objective, Student, Teacher, Term, all_targets, check_terms, tap_shapes, wanted_taps
+from videokd.distill import (
+    Objective,
+    Student,
+    Teacher,
+    Term,
+    all_targets,
+    check_clips,
+    check_terms,
+    tap_shapes,
+    wanted_taps,
+)
 from videokd.losses import (
+    CRD,
+    DIST,
+    DKD,
+    MLP,
+    NKD,
+    SRRL,
+    BankAffinity,
+    BinarySoftTargets,
     ClipFeatures,
     CrossEntropy,
+    CurriculumSoftTargets,
+    Facts,
     FrameFeatures,
+    Loss,
+    MapFeatures,
+    RKDAngle,
+    ShuffleRelation,
     SoftTargets,
+    SpatialAttention,
     TemporalAffinity,
     TemporalDifference,
 )
-from videokd.models import CompactShift, Conv3d
+from videokd.models import CompactShift, Conv3d, SimKD
+from videokd.weighting import Uncertainty, WhereTeacherIsRight
 
 CLASSES = ("a", "b", "c")
 TERMS = {
@@ -157,3 +187,201 @@ def test_a_constant_teacher_gives_no_soft_gradient_to_an_agreeing_student() -> N
     objective(Outputs(logits), {"teacher": Outputs(logits.detach())}, torch.tensor([0, 1]))["total"].backward()
     assert logits.grad is not None
     assert logits.grad.abs().max() < 1e-6
+
+
+EVERY_LOSS = [
+    cls
+    for name in catalogue.__all__
+    if isinstance(cls := getattr(catalogue, name), type) and issubclass(cls, Loss) and not inspect.isabstract(cls)
+]
+
+
+def run_of(term: Term, *, model: CompactShift | SimKD | None = None) -> tuple[Student, dict[str, Teacher], Batch]:
+    """A student of 8 frames, a teacher of 16 whose maps are finer, four clips, all for one term."""
+    torch.manual_seed(0)
+    teachers = {"teacher": Teacher(Conv3d(width=4).build(CLASSES), wanted_taps({"term": term}, "teacher"))}
+    config = model or CompactShift(width=4, input=InputSpec(frames=8, size=32))
+    student = Student(config.build(CLASSES), {"term": term}, teachers)
+    wide = random_clip(batch=4, frames=16)
+    clips = {"student": Clip(wide.frames[:, ::2], wide.times[:, ::2]), "teacher": wide}
+    batch = Batch(clips, torch.tensor([1, 0, 2, 1]), ("x", "y", "z", "w"), torch.arange(4))
+    return student, teachers, with_shuffled(batch, student.objective.pieces) if student.objective.pieces else batch
+
+
+def step_of(student: Student, teachers: dict[str, Teacher], batch: Batch) -> dict[str, torch.Tensor]:
+    targets = all_targets(teachers, batch)
+    outputs = student(batch.clips["student"], batch.shuffled.get("student"))
+    found: dict[str, torch.Tensor] = student.objective(outputs, targets, batch.label, progress=0.5)
+    return found
+
+
+def made(cls: type[Loss]) -> Loss:
+    """On maps that have places in space, and a bank that four clips fill."""
+    fields = {"student_tap": "stage2", "teacher_tap": "stage3"} if any(p.grid == "map" for p in cls().pairs()) else {}
+    if "queue" in cls.__dataclass_fields__:
+        fields["queue"] = 6  # type: ignore[assignment]
+    return cls(**fields).fitted(Facts((1, 2, 1)))
+
+
+@pytest.mark.parametrize("cls", EVERY_LOSS, ids=lambda cls: cls.__name__)
+def test_every_loss_trains_the_student_and_all_that_it_connects(cls: type[Loss]) -> None:
+    student, teachers, batch = run_of(Term(loss=made(cls)))
+    for _ in range(2):  # the second time there is something in a queue
+        value = step_of(student, teachers, batch)["total"]
+        assert value.isfinite()
+        student.zero_grad()
+        value.backward()
+    learned = [*student.connectors.parameters(), *student.objective.parameters()]
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in learned)
+    assert all(one.grad.abs().sum() > 0 for one in student.connectors.parameters() if one.grad is not None)
+    of_model = [one.grad for one in student.model.parameters() if one.grad is not None]
+    assert sum(float(gradient.abs().sum()) for gradient in of_model) > 0
+    # What is shipped is the plain student.
+    plain = CompactShift(width=4, input=InputSpec(frames=8, size=32)).build(CLASSES)
+    assert {k: v.shape for k, v in student.model.state_dict().items()} == {
+        k: v.shape for k, v in plain.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("cls", EVERY_LOSS, ids=lambda cls: cls.__name__)
+def test_losses_stay_in_fp32_under_autocast(cls: type[Loss]) -> None:
+    student, teachers, batch = run_of(Term(loss=made(cls)))
+    student.train(False)
+    targets = all_targets(teachers, batch)
+    torch.manual_seed(1)
+    outputs = student(batch.clips["student"], batch.shuffled.get("student"))
+    exact = student.objective(outputs, targets, batch.label)["total"]
+    student, *_ = run_of(Term(loss=made(cls)))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = student.objective(outputs, targets, batch.label)["total"]
+    assert torch.equal(found, exact)
+
+
+def test_a_queue_is_filled_by_what_the_teacher_said_and_then_counts() -> None:
+    student, teachers, batch = run_of(Term(loss=CRD(queue=6)))
+    first, second = (step_of(student, teachers, batch)["term"].item() for _ in range(2))
+    assert second > first  # more to be told apart from
+    said = all_targets(teachers, batch)["teacher"].features["clip"].values[:, 0, 0, 0]
+    bank = student.objective.banks["term"]
+    assert torch.equal(bank.state_dict()["filled"], torch.ones(6, dtype=torch.bool))
+    torch.testing.assert_close(bank.state_dict()["vectors"][2:4], said[2:4])
+
+
+def test_a_bank_of_classes_is_the_teachers_last_layer() -> None:
+    student, teachers, _ = run_of(Term(loss=BankAffinity(of="classes")))
+    head = teachers["teacher"].model.head
+    assert torch.equal(student.objective.banks["term"].state_dict()["vectors"], head.weight)
+
+
+def test_srrl_goes_through_the_teachers_last_layer_which_does_not_learn() -> None:
+    student, teachers, _ = run_of(Term(loss=SRRL()))
+    (connector,) = student.connectors.values()
+    assert torch.equal(connector.weight, teachers["teacher"].model.head.weight)
+    assert {name for name, _ in connector.named_parameters()} == {
+        "regress.0.weight",
+        "regress.1.weight",
+        "regress.1.bias",
+    }
+
+
+def test_a_curriculum_temperature_falls_against_the_student() -> None:
+    student, teachers, batch = run_of(Term(loss=CurriculumSoftTargets(ramp=0.1)))
+    (theta,) = student.objective.parameters()
+    value = step_of(student, teachers, batch)["total"]
+    value.backward()
+    assert theta.grad is not None
+    with torch.no_grad():
+        theta -= 1.0 * theta.grad / theta.grad.abs()
+    assert step_of(student, teachers, batch)["total"].item() > value.item()
+
+
+def test_uncertainty_is_learned_with_the_student() -> None:
+    terms = {"hard": Term(loss=CrossEntropy()), "soft": Term(loss=SoftTargets())}
+    teachers = {"teacher": Teacher(Conv3d(width=4).build(CLASSES), {})}
+    student = Student(CompactShift(width=4).build(CLASSES), terms, teachers, Uncertainty())
+    assert "objective.weigher.log_variance" in dict(student.named_parameters())
+
+
+def test_a_student_far_narrower_has_a_deeper_connector() -> None:
+    student, _, _ = run_of(Term(loss=ClipFeatures(connector=MLP())))
+    (connector,) = student.connectors.values()
+    assert [type(layer).__name__ for layer in connector] == ["Linear", "LayerNorm", "GELU", "Linear"]
+
+
+def test_simkd_takes_the_last_layer_of_its_teacher() -> None:
+    spec = InputSpec(frames=8, size=32)
+    term = Term(loss=FrameFeatures(distance="mse", targets="raw", connector=None))
+    model = SimKD(student=CompactShift(width=4, input=spec), width=16)
+    student, teachers, batch = run_of(term, model=model)
+    assert torch.equal(student.model.head.weight, teachers["teacher"].model.head.weight)
+    step_of(student, teachers, batch)["total"].backward()
+    assert student.model.head.weight.grad is None
+    with pytest.raises(ValueError, match=r"has 16 and 3: set width to 16"):
+        run_of(term, model=SimKD(student=model.student, width=8))
+    with pytest.raises(ValueError, match=r"teacher 'techer', which the recipe does not have; did you mean 'teacher'\?"):
+        run_of(term, model=SimKD(student=model.student, width=16, teacher="techer"))
+    other = {"teacher": Teacher(Conv3d(width=4).build(CLASSES[::-1]), {"frames": "frames"})}
+    with pytest.raises(ValueError, match="the order differs"):
+        Student(model.build(CLASSES), {"term": term}, other)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (SpatialAttention(), "at least 2 places in space, and its taps have 1 in common"),
+        (TemporalAffinity(teacher_tap="clip"), "at least 2 steps of time, and its taps have 1 in common"),
+    ],
+)
+def test_a_term_that_would_always_be_zero_is_refused(loss: Loss, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_of(Term(loss=loss))
+
+
+def test_terms_shuffle_clips_into_one_number_of_pieces() -> None:
+    terms = {str(n): Term(loss=ShuffleRelation(number_of_pieces=n)) for n in (2, 4)}
+    with pytest.raises(ValueError, match="terms shuffle 2 and 4 pieces"):
+        check_terms(terms, ["teacher"])
+    student, _, batch = run_of(Term(loss=ShuffleRelation()))
+    with pytest.raises(ValueError, match="compares shuffled clips, and none were given"):
+        student(batch.clips["student"])
+
+
+GOOD = {"batch_size": 8, "unlabelled": 0, "clips": 100, "mixes": False, "several_labels": False}
+
+
+@pytest.mark.parametrize(
+    ("term", "clips", "message"),
+    [
+        (
+            Term(loss=RKDAngle()),
+            {"batch_size": 2},
+            r"'it' \(RKDAngle\) compares clips of a batch.* at least 3: set",
+        ),
+        (Term(loss=DIST()), {"batch_size": 1}, "at least 2"),
+        (Term(loss=DKD()), {"unlabelled": 4}, "needs labels, and 4 clips of every batch have none: set its target to"),
+        (Term(loss=NKD()), {"mixes": True}, "needs clips of one class, and data.mix mixes them: set its target to"),
+        (Term(loss=CrossEntropy()), {"several_labels": True}, "these have several labels: take BinaryCrossEntropy"),
+        (Term(loss=SoftTargets()), {"several_labels": True}, "these have several labels: take BinarySoftTargets"),
+        (
+            Term(loss=BinarySoftTargets(), clips=WhereTeacherIsRight()),
+            {"several_labels": True},
+            "weighs clips of one class",
+        ),
+        (Term(loss=CRD(queue=4)), {}, r"keeps 4 past clips; that is at least a batch \(8\)"),
+        (Term(loss=CRD(queue=96)), {}, r"at most the training set without one \(92\)"),
+    ],
+)
+def test_clips_that_a_term_can_not_learn_from_are_refused(term: Term, clips: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_clips({"it": term}, **GOOD | clips)  # type: ignore[arg-type]
+
+
+def test_what_needs_no_label_takes_any_clips() -> None:
+    terms = {
+        "hard": Term(loss=CrossEntropy()),
+        "dkd": Term(loss=DKD(target="teacher")),
+        "soft": Term(loss=SoftTargets()),
+        "crd": Term(loss=CRD(queue=8)),
+        "map": Term(loss=MapFeatures()),
+    }
+    check_clips(terms, **GOOD | {"unlabelled": 6, "mixes": True})  # type: ignore[arg-type]

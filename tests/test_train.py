@@ -23,15 +23,44 @@ from videokd.clips.loader import ClipDataset
 from videokd.clips.manifest import write_manifest
 from videokd.clips.mixing import Mix
 from videokd.clips.views import Augment, ColourJitter, RandomErasing
-from videokd.contracts import Outputs
+from videokd.contracts import InputSpec, Outputs
 from videokd.distill import Term
 from videokd.evaluate import evaluate
-from videokd.losses import ClipFeatures, CrossEntropy, FrameFeatures, SoftTargets
+from videokd.losses import (
+    BKD,
+    CRD,
+    DIST,
+    DKD,
+    MGD,
+    NKD,
+    SRRL,
+    BalancedSoftmax,
+    BinaryCrossEntropy,
+    BinarySoftTargets,
+    ClipFeatures,
+    CrossEntropy,
+    CurriculumSoftTargets,
+    FrameFeatures,
+    RKDAngle,
+    ShuffleRelation,
+    SoftTargets,
+    SpatialAttention,
+    StandardisedSoftTargets,
+)
 from videokd.losses.loss import Loss
 from videokd.models import CompactShift, Conv3d, load_model, save_model
 from videokd.recipe import Recipe, TrainedTeacher, load
 from videokd.run_folder import RunFolder, read_metrics
 from videokd.train import Interrupted, train, training_videos
+from videokd.weighting import (
+    DWA,
+    FixedWeights,
+    GradientRatio,
+    RandomWeights,
+    ScaleNormalised,
+    Uncertainty,
+    Weighting,
+)
 
 QUIET = Console(quiet=True)
 
@@ -344,14 +373,6 @@ def test_clips_are_mixed_changed_in_looks_and_repeated(alone: Recipe, tmp_path: 
     assert equal(tmp_path / "run", tmp_path / "other")
 
 
-def test_a_list_of_several_labels_is_refused(alone: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "train.txt").write_text("a.mp4 0 1\nb.mp4 1\n")
-    with pytest.raises(ValueError, match="has several labels a video"):
-        train(
-            replace(alone, data=replace(alone.data, path=str(tmp_path / "train.txt"))), tmp_path / "run", console=QUIET
-        )
-
-
 def test_a_substitute_keeps_a_run_going_and_is_counted(alone: Recipe, tmp_path: Path) -> None:
     manifest = read_manifest(alone.data.path)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
@@ -418,3 +439,133 @@ def test_a_run_reads_real_files_by_default(alone: Recipe, tmp_path: Path, monkey
     recipe = replace(alone, data=replace(alone.data, in_memory=False), optim=replace(alone.optim, steps=2))
     train(recipe, tmp_path / "run", console=QUIET)
     assert len(seen) == 12
+
+
+def several_labels(drawn_set: Path, folder: Path) -> Path:
+    """The training videos of the set, every second one of two classes."""
+    videos = [video for video in read_manifest(drawn_set).videos if video.split == "train"]
+    classes = [
+        f"{number % 12} {(number + 5) % 12}" if number % 2 else f"{number % 12}" for number in range(len(videos))
+    ]
+    lines = [f"{video.path} {numbers}" for video, numbers in zip(videos, classes, strict=True)]
+    path = folder / "list.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_clips_of_several_labels_are_learned_by_binary_losses(
+    alone: Recipe, distilled: Recipe, drawn_set: Path, tmp_path: Path
+) -> None:
+    data = replace(alone.data, path=str(several_labels(drawn_set, tmp_path)), train_split=None)
+    hard = {"hard": Term(loss=BinaryCrossEntropy())}
+    teacher = replace(alone, data=data, objective=hard, student=Conv3d(width=4, input=InputSpec(frames=8, size=32)))
+    train(teacher, tmp_path / "teacher", console=QUIET)
+    taught = {**hard, "soft": Term(loss=BinarySoftTargets(), weight=10.0)}
+    source = {"teacher": TrainedTeacher(checkpoint=str(tmp_path / "teacher"))}
+    train(replace(alone, data=data, objective=taught, teachers=source), tmp_path / "run", console=QUIET)
+    *_, last = read_metrics(tmp_path / "run")
+    assert 0 < last["soft"] < 10
+    assert 0 < last["hard"] < 20
+    with pytest.raises(ValueError, match=r"these have several labels: take BinaryCrossEntropy"):
+        train(replace(alone, data=data), tmp_path / "other", console=QUIET)
+    with pytest.raises(ValueError, match="can't be scored yet: set val_split to None"):
+        train(replace(alone, data=replace(data, val_split="val")), tmp_path / "other", console=QUIET)
+    assert not (tmp_path / "other").exists()
+
+
+KEEPING: dict[str, tuple[dict[str, Term], Weighting]] = {
+    "queue": ({"hard": Term(loss=CrossEntropy()), "crd": Term(loss=CRD(queue=12))}, ScaleNormalised()),
+    "learned": ({"hard": Term(loss=CrossEntropy()), "soft": Term(loss=CurriculumSoftTargets(ramp=0.5))}, Uncertainty()),
+    "intervals": ({"hard": Term(loss=CrossEntropy()), "order": Term(loss=ShuffleRelation())}, DWA(interval=2)),
+    "gradients": ({"hard": Term(loss=CrossEntropy()), "frames": Term(loss=FrameFeatures())}, GradientRatio(interval=4)),
+    "random": ({"hard": Term(loss=CrossEntropy()), "features": Term(loss=MGD())}, RandomWeights()),
+    "fitted": (
+        {
+            "soft": Term(loss=SoftTargets(temperature="auto"), decay=0.5),
+            "frames": Term(loss=FrameFeatures(targets="whitened"), warmup=0.5),
+            "hard": Term(loss=BalancedSoftmax()),
+        },
+        FixedWeights(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_what_losses_and_weights_keep_is_resumed_exactly(
+    name: str, distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, weighting = KEEPING[name]
+    recipe = replace(distilled, objective=objective, weighting=weighting)
+    train(recipe, tmp_path / "whole", console=QUIET)
+    with monkeypatch.context() as patch:
+        interrupt_after(5, patch)
+        with pytest.raises(Interrupted):
+            train(recipe, tmp_path / "parts", console=QUIET)
+    train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    assert equal(tmp_path / "whole", tmp_path / "parts")
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "parts")
+
+
+def test_what_is_found_on_the_data_is_written_down(distilled: Recipe, tmp_path: Path) -> None:
+    objective, _ = KEEPING["fitted"]
+    said = io.StringIO()
+    summary = train(replace(distilled, objective=objective), tmp_path / "run", console=Console(file=said, width=200))
+    assert summary["fitted"]["soft.temperature"] in [one / 2 for one in range(2, 21)]
+    assert summary["fitted"]["hard.class_counts"] == [2] * 12
+    mean, deviation = summary["fitted"]["frames.moments"]
+    assert len(mean) == len(deviation) == 16
+    assert f"soft: temperature {summary['fitted']['soft.temperature']}" in said.getvalue()
+    assert "hard: class_counts taken from the training set" in said.getvalue()
+    # The recipe stays as it was given.
+    assert recipes.load(tmp_path / "run" / "recipe.json").objective == objective
+
+
+def test_weights_that_change_are_logged(distilled: Recipe, tmp_path: Path) -> None:
+    train(replace(distilled, weighting=RandomWeights()), tmp_path / "run", console=QUIET)
+    (row,) = [row for row in read_metrics(tmp_path / "run") if "total" in row]
+    names = list(distilled.objective)
+    assert sum(row[f"weight.{name}"] * row[name] for name in names) == pytest.approx(row["total"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"objective": {"soft": Term(loss=DKD())}, "unlabelled": 2},
+            "needs labels, and 2 clips of every batch have",
+        ),
+        ({"objective": {"soft": Term(loss=DKD())}, "mix": Mix(mixup=0.5)}, "needs clips of one class, and data.mix"),
+        (
+            {"objective": {"angle": Term(loss=RKDAngle())}, "batch_size": 2},
+            "at least 3: set data.batch_size to more",
+        ),
+        ({"objective": {"crd": Term(loss=CRD())}}, "keeps 1024 past clips"),
+        (
+            {"weighting": GradientRatio(reference="hadr")},
+            r"'hadr', which the objective does not have; did you mean",
+        ),
+        ({"objective": {"order": Term(loss=ShuffleRelation(number_of_pieces=3))}}, "can't be cut into 3 equal pieces"),
+        ({"objective": {"where": Term(loss=SpatialAttention())}}, "at least 2 places in space"),
+    ],
+)
+def test_losses_that_can_not_learn_are_refused_before_there_is_a_run(
+    changes: dict[str, Any], message: str, distilled: Recipe, tmp_path: Path
+) -> None:
+    changes = dict(changes)
+    fields = {"unlabelled": "unlabelled_per_batch", "mix": "mix", "batch_size": "batch_size"}
+    data = replace(distilled.data, **{fields[name]: changes.pop(name) for name in list(changes) if name in fields})
+    with pytest.raises(ValueError, match=message):
+        train(replace(distilled, data=data, **changes), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_classes_is_refused_for_every_loss_that_asks_it_for_them(
+    distilled: Recipe, tmp_path: Path
+) -> None:
+    save_model(Conv3d(width=4, input=InputSpec(frames=8, size=32)).build(["one", "other"]), tmp_path / "teacher")
+    source = {"teacher": TrainedTeacher(checkpoint=str(tmp_path / "teacher"))}
+    asking = [SoftTargets(), StandardisedSoftTargets(), DKD(), NKD(), DIST(), BKD(), SRRL(), CurriculumSoftTargets()]
+    for loss in asking:
+        recipe = replace(distilled, teachers=source, objective={"soft": Term(loss=loss)})
+        with pytest.raises(ValueError, match=r"the class lists of teacher 'teacher' \(2\) and"):
+            train(recipe, tmp_path / "run", console=QUIET)

@@ -50,6 +50,7 @@ from videokd.models import (
     MoViNet,
     MViT,
     Own,
+    SimKD,
     Swin3d,
     TimmVideo,
     TorchvisionImages,
@@ -196,6 +197,8 @@ SEES: dict[str, Callable[[Path], ModelConfig]] = {
     "DINOv2 frames": lambda folder: HuggingFaceImages(source=str(folder / "dinov2"), input=SMALL),
     "torchvision ResNet-18 frames": lambda _: TorchvisionImages(name="resnet18", input=SMALL),
     "own R3D-18": lambda _: Own(target="torchvision.models.video:r3d_18", input=SMALL),
+    "SimKD": lambda _: SimKD(student=CompactShift(width=8, input=SMALL), width=12),
+    "SimKD MobileNetV3": lambda _: SimKD(student=timm_video(), width=12),
     "motion": lambda _: Motion(of=Conv3d(width=4, input=SMALL)),
 }
 """Those that look."""

@@ -420,10 +420,10 @@ def _check_grids(name: str, loss: Loss, student: tuple[int, ...], teacher: tuple
     """Raises a `ValueError` if the term would be zero whatever the student does: shapes (T, H, W, C)."""
     steps = min(student[0], teacher[0])
     places = min(student[1], teacher[1]) * min(student[2], teacher[2])
-    for what, there, least in (("step of time", steps, loss.min_steps), ("place in space", places, loss.min_places)):
+    for what, there, least in (("steps of time", steps, loss.min_steps), ("places in space", places, loss.min_places)):
         if there < least:
             raise ValueError(
-                f"term {name!r} ({type(loss).__name__}) compares what differs between at least {least} {what}s, and "
+                f"term {name!r} ({type(loss).__name__}) compares what differs between at least {least} {what}, and "
                 f"its taps have {there} in common (steps, rows, columns: {student[:3]} and {teacher[:3]}): "
                 "name other taps (`videokd taps RECIPE` lists them), or leave it out"
             )

@@ -216,7 +216,7 @@ class _GradientRatio(Weigher):
         self._step = -1  # the buffer's value, where it can be read without waiting for the device
         self.register_buffer("norms", torch.zeros(len(names)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._layer: Tensor | None = None
+        self._layer: tuple[Tensor, ...] = ()  # not registered: it is the model's
 
     def forward(self, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor | float]:
         if self._step < 0:
@@ -231,9 +231,9 @@ class _GradientRatio(Weigher):
         return factors, 0.0
 
     def _measure(self, losses: Sequence[Tensor]) -> None:
-        if self._layer is None:
-            self._layer = self._last_common(losses)
-        norms = torch.stack([_norm(loss, self._layer) for loss in losses])
+        if not self._layer:
+            self._layer = (self._last_common(losses),)
+        norms = torch.stack([_norm(loss, self._layer[0]) for loss in losses])
         # A term that is silent for a while (no labelled clip in the batch) keeps the norm that it had.
         found = mean_over_processes(norms)
         first = self.norms == 0
