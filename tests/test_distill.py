@@ -385,3 +385,16 @@ def test_what_needs_no_label_takes_any_clips() -> None:
         "map": Term(loss=MapFeatures()),
     }
     check_clips(terms, **GOOD | {"unlabelled": 6, "mixes": True})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cls", EVERY_LOSS, ids=lambda cls: cls.__name__)
+def test_a_batch_of_one_clip_is_no_fault(cls: type[Loss]) -> None:
+    student, teachers, batch = run_of(Term(loss=made(cls)))
+    clips = {party: Clip(view.frames[:1], view.times[:1]) for party, view in batch.clips.items()}
+    one = Batch(clips, batch.label[:1], batch.id[:1], batch.view[:1])
+    pieces = student.objective.pieces
+    value = step_of(student, teachers, with_shuffled(one, pieces) if pieces else one)["total"]
+    value.backward()
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    assert value.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)

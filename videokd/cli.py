@@ -33,6 +33,7 @@ from videokd.models import Model, catalogue
 from videokd.models.cost import cost
 from videokd.models.own import OwnModel
 from videokd.recipe import Recipe
+from videokd.report import catalogue as loss_catalogue
 from videokd.report.comparison import arms, differing_recipes, read_evaluation, trios, write_evaluation
 from videokd.report.data_check import check_lines
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, terminal_table
@@ -323,6 +324,21 @@ def models(
     )
 
 
+def losses(name: tyro.conf.Positional[str | None] = None) -> None:
+    """Prints the losses and weightings with their papers and defaults; of one (such as DKD), all there is to say."""
+    if name is not None:
+        for line in loss_catalogue.described(name):
+            CONSOLE.print(line)
+        return
+    shown = loss_catalogue.method_recipes()
+    for title, classes in loss_catalogue.groups().items():
+        rows = loss_catalogue.rows(classes, shown)
+        CONSOLE.print(terminal_table(loss_catalogue.COLUMNS, rows, title=title, justify="left"))
+    CONSOLE.print(
+        "videokd losses NAME says what one does; videokd train RECIPE trains with it on the quickstart's data."
+    )
+
+
 def doctor() -> None:
     """Says what works on this machine."""
     rows = [("videokd", videokd.__version__), ("Python", f"{platform.python_version()} on {platform.platform()}")]
@@ -418,6 +434,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "compare": compare,
     "models": models,
+    "losses": losses,
     "doctor": doctor,
 }
 
@@ -479,6 +496,7 @@ usage: videokd COMMAND
   evaluate RUN          score a trained model on held-out videos
   compare RUN...        evaluated runs beside each other
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
+  losses [NAME]         the losses and weightings, with papers and defaults
   models                the built-in architectures: parameters and cost
   data check LIST       read every video of a list, say what is wrong, write a manifest
   data pack LIST        pack a list's videos into tar shards that are faster to read

@@ -449,6 +449,8 @@ def test_a_still_clip_has_no_temporal_loss_gradient_blow_up() -> None:
         (lambda: CRD(queue=-1), "queue is at least 0"),
         (lambda: losses.BankAffinity(temperature=0), "temperature must be above 0"),
         (lambda: MultiScale(levels=(1, 2)), "levels are falling numbers"),
+        (lambda: SpatialAttention(power=0.5), "power is at least 1"),
+        (lambda: TemporalAttention(power=0.5), "power is at least 1"),
         (lambda: MGD(share=2), r"share is in \[0, 1\]"),
         (lambda: VID(variance=0), "variance must be above 0"),
         (lambda: losses.ShuffleRelation(number_of_pieces=1), "number_of_pieces is at least 2"),

@@ -1,6 +1,7 @@
 """Student and teacher steps brought onto one grid of time, by their seconds and not by their index."""
 
 from typing import NamedTuple
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -60,15 +61,53 @@ def _places(features: FeatureMap) -> tuple[int, int]:
 
 
 def _in_time(student: FeatureMap, teacher: FeatureMap) -> AlignedMaps:
-    if _spacing(student.times) >= _spacing(teacher.times) - 1e-6:
-        weights, shared = overlap_weights(teacher.times, student.times)
-        return AlignedMaps(student.values.float(), _averaged(weights, teacher.values.float()), shared)
-    weights, shared = overlap_weights(student.times, teacher.times)
-    return AlignedMaps(_averaged(weights, student.values.float()), teacher.values.float(), shared)
+    grids = _grids(student.times, teacher.times)
+    of_student, of_teacher = student.values.float(), teacher.values.float()
+    if grids.weights is None:
+        return AlignedMaps(of_student, of_teacher, grids.shared)
+    if grids.keeps_student:
+        return AlignedMaps(of_student, _averaged(grids.weights, of_teacher), grids.shared)
+    return AlignedMaps(_averaged(grids.weights, of_student), of_teacher, grids.shared)
+
+
+class _Grids(NamedTuple):
+    """How two grids of time are brought together."""
+
+    keeps_student: bool  # the student's is the coarser
+    weights: Tensor | None  # from the finer to the coarser, None where they are the same
+    shared: Tensor
+
+
+_RECENT: list[tuple["ref[Tensor]", "ref[Tensor]", _Grids]] = []
+"""Of the last pairs of times: all terms of a step ask for the same few."""
+
+
+def _grids(student: Tensor, teacher: Tensor) -> _Grids:
+    """Found once for the same two tensors of times (B, T)."""
+    for one, other, found in _RECENT:
+        if one() is student and other() is teacher:
+            return found
+    same = student.shape == teacher.shape
+    # One look at the device for all that must be known here.
+    facts = [_spacing(student), _spacing(teacher)]
+    facts += [(student - teacher).abs().amax()] if same else []
+    spacing_s, spacing_t, *apart = torch.stack(facts).tolist()
+    keeps_student = spacing_s >= spacing_t - 1e-6
+    if same and apart[0] < 1e-6:
+        found = _Grids(True, None, torch.ones_like(student))
+    elif keeps_student:
+        found = _Grids(True, *overlap_weights(teacher, student))
+    else:
+        found = _Grids(False, *overlap_weights(student, teacher))
+    _RECENT.append((ref(student), ref(teacher), found))
+    del _RECENT[:-4]
+    return found
 
 
 def _averaged(weights: Tensor, values: Tensor) -> Tensor:
-    return torch.einsum("bij,bjhwc->bihwc", weights, values)
+    """Weights (B, T, T') of values (B, T', H, W, C)."""
+    flat = weights @ values.flatten(2)
+    return flat.view(*flat.shape[:2], *values.shape[2:])
 
 
 def overlap_weights(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +153,8 @@ def _extents(times: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([first, middles], dim=1), torch.cat([middles, last], dim=1)
 
 
-def _spacing(times: Tensor) -> float:
-    """Mean seconds between steps; infinite for a single one."""
+def _spacing(times: Tensor) -> Tensor:
+    """Mean seconds between steps, (); infinite for a single one."""
     if times.shape[1] == 1:
-        return float("inf")
-    return float((times[:, -1] - times[:, 0]).mean()) / (times.shape[1] - 1)
+        return torch.full((), torch.inf, device=times.device)
+    return (times[:, -1] - times[:, 0]).float().mean() / (times.shape[1] - 1)

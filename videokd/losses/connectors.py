@@ -100,19 +100,25 @@ class ThroughHead(Connector):
     Yang et al. 2021], side by side: Ct + K channels."""
 
     needs_head: ClassVar[bool] = True
+    relu: bool = True
+    """Whether the regressor ends in a ReLU."""
 
     def build(self, student: int, teacher: int, head: Head | None) -> nn.Module:
         """See `Connector.build`."""
         assert head is not None
-        return _ThroughHead(student, teacher, head)
+        return _ThroughHead(ConvNorm(self.relu).build(student, teacher, None), head)
 
 
 class _ChannelNorm(nn.BatchNorm1d):
     """Batch normalisation of the last dimension."""
 
     def forward(self, values: Tensor) -> Tensor:
-        flat: Tensor = super().forward(values.flatten(0, -2))
-        return flat.view(values.shape)
+        flat = values.flatten(0, -2)
+        if self.training and len(flat) < 2:  # one clip vector has no variance: by what was seen so far
+            normalised = F.batch_norm(flat, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        else:
+            normalised = super().forward(flat)
+        return normalised.view(values.shape)
 
 
 class _Variational(nn.Module):
@@ -157,9 +163,9 @@ class _ThroughHead(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, student: int, teacher: int, head: Head) -> None:
+    def __init__(self, regress: nn.Module, head: Head) -> None:
         super().__init__()
-        self.regress = nn.Sequential(nn.Linear(student, teacher, bias=False), _ChannelNorm(teacher), nn.ReLU())
+        self.regress = regress
         self.register_buffer("weight", head.weight.detach().clone())
         self.register_buffer("bias", head.bias.detach().clone())
 

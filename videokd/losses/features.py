@@ -184,16 +184,17 @@ class MultiScale(_MapLoss):
 class SpatialAttention(_MapLoss):
     """Where in every frame the networks are active: their energy over channels, of length 1 in every frame.
 
-    Mean squared difference over places, as in the authors' code, and over aligned steps. Needs no connector.
+    Mean squared difference over places, as in the authors' code, and over aligned steps. Needs no connector. A finer
+    grid's energy is averaged, not its features: what is active stays so.
     """
 
     paper: ClassVar[str] = "AT, Zagoruyko and Komodakis 2017, arXiv 1612.03928; published weight 1000"
     min_places: ClassVar[int] = 2
     power: float = 2.0
-    """Of the activations."""
+    """Of the activations; at least 1, under which a channel that is silent has no gradient."""
 
     def __post_init__(self) -> None:
-        above_zero(power=self.power)
+        at_least(1, power=self.power)
 
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of maps."""
@@ -215,10 +216,10 @@ class TemporalAttention(_MapLoss):
     paper: ClassVar[str] = "AT, Zagoruyko and Komodakis 2017, arXiv 1612.03928, over time; published weight 1000"
     min_steps: ClassVar[int] = 2
     power: float = 2.0
-    """Of the activations."""
+    """Of the activations; at least 1."""
 
     def __post_init__(self) -> None:
-        above_zero(power=self.power)
+        at_least(1, power=self.power)
 
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of maps."""
@@ -241,6 +242,9 @@ class SRRL(ClipwiseLoss):
     needs_teacher_logits: ClassVar[bool] = True
     beta: float = 5.0
     """Weight of the classifier's answer."""
+    relu: bool = True
+    """Whether the regressor ends in a ReLU, as published: for teachers whose clip vectors come after one. False for
+    transformers."""
     student_tap: str = "clip"
     teacher_tap: str = "clip"
 
@@ -249,7 +253,7 @@ class SRRL(ClipwiseLoss):
 
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of clip vectors, the student's with the logits that the teacher's head makes of it."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=ThroughHead()),)
+        return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=ThroughHead(self.relu)),)
 
     def each(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """See `ClipwiseLoss.each`."""
@@ -315,7 +319,7 @@ def distance_between(predicted: Tensor, target: Tensor, distance: Distance) -> T
     """Distance of vectors (..., C) -> (...): mean over channels, or 2 - 2 cos."""
     predicted, target = predicted.float(), target.float()
     if distance == "cosine":
-        return 2 - 2 * F.cosine_similarity(predicted, target, dim=-1)
+        return 2 - 2 * (unit(predicted) * unit(target)).sum(dim=-1)
     if distance == "mse":
         return F.mse_loss(predicted, target, reduction="none").mean(dim=-1)
     return F.smooth_l1_loss(predicted, target, reduction="none").mean(dim=-1)
@@ -329,7 +333,7 @@ def clip_vectors(outputs: Outputs | None, tap: str) -> Tensor:
 
 def unit(vectors: Tensor) -> Tensor:
     """Of length 1 in the last dimension; near zero, with a gradient that stays finite."""
-    return F.normalize(vectors.float(), dim=-1, eps=1e-6)
+    return F.normalize(vectors.float(), dim=-1, eps=1e-5)
 
 
 def _sides(loss: FrameLoss | _MapLoss, student: Outputs, teacher: Outputs | None) -> tuple[FeatureMap, FeatureMap]:

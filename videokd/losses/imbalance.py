@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from videokd.contracts import Outputs
@@ -53,11 +54,11 @@ class ClassBalanced(CrossEntropy):
         return replace(self, class_counts=self.class_counts or facts.class_counts)
 
     def each(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
-        """See `ClipwiseLoss.each`; a mixed clip has the weights of its classes by their shares."""
+        """See `ClipwiseLoss.each`; of a mixed clip, each class's part by the class's weight."""
         logits = logits_of(student)
         weights = on_device(effective_weights(_of(self.class_counts, logits), self.beta), logits.device)
-        mine = weights[label.clamp(min=0)] if label.ndim == 1 else label.clamp(min=0) @ weights
-        return mine * super().each(student, teacher, label)
+        shares = F.one_hot(label.clamp(min=0), logits.shape[1]).float() if label.ndim == 1 else label.clamp(min=0)
+        return F.cross_entropy(logits, shares, weight=weights, label_smoothing=self.label_smoothing, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -305,7 +305,9 @@ class DIST(Loss):
         of_student, of_teacher = ((one / self.temperature).softmax(dim=1) for one in (mine, theirs))
         found = self.beta * (1 - _correlation(of_student, of_teacher).mean())
         if len(mine) >= self.min_clips:
-            found = found + self.gamma * (1 - _correlation(of_student.T, of_teacher.T).mean())
+            # In units of the class's mean: a class that is never likely is compared as well as the others.
+            rows = (one.T / one.mean(dim=0)[:, None].clamp(min=1e-30) for one in (of_student, of_teacher))
+            found = found + self.gamma * (1 - _correlation(*rows).mean())
         return found * self.temperature**2
 
 
@@ -381,5 +383,5 @@ def _against_others(logits: Tensor, others: Tensor, true: Tensor) -> Tensor:
 
 def _correlation(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's, of the rows."""
-    one, other = (rows - rows.mean(dim=1, keepdim=True) for rows in (one, other))
-    return F.cosine_similarity(one, other, dim=1, eps=1e-8)
+    one, other = (F.normalize(rows - rows.mean(dim=1, keepdim=True), dim=1, eps=1e-5) for rows in (one, other))
+    return (one * other).sum(dim=1)

@@ -43,7 +43,11 @@ class _ClipRelation(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class RKDDistance(_ClipRelation):
-    """How far clips are from each other, in units of the mean distance: smooth L1, mean over pairs of two clips."""
+    """How far clips are from each other, in units of the mean distance: smooth L1, mean over pairs of two clips.
+
+    Departure: pairs of a clip with itself, which are 0, are not in the mean as they are in the authors' code; nor are
+    such triplets in `RKDAngle`.
+    """
 
     paper: ClassVar[str] = "RKD-D, Park et al. 2019, arXiv 1904.05068; published weight 25"
 

@@ -85,7 +85,7 @@ class TemporalSpectrum(FrameLoss):
         return self.connector
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
-        """Mean over clips, frequencies from 0 on, and channels."""
+        """Mean over clips, frequencies from 0 on, and channels; of "complex", summed over its two parts."""
         aligned = _aligned(self, student, teacher)
         shared = aligned.shared[:, :, None]
         of_student, of_teacher = (
@@ -95,7 +95,8 @@ class TemporalSpectrum(FrameLoss):
         if self.part == "amplitude":
             # Under the root, so that a silent frequency has a finite gradient.
             of_student, of_teacher = ((one.square().sum(dim=-1) + 1e-8).sqrt() for one in (of_student, of_teacher))
-        return F.smooth_l1_loss(of_student, of_teacher)
+        error = F.smooth_l1_loss(of_student, of_teacher, reduction="none")
+        return (error if self.part == "amplitude" else error.sum(dim=-1)).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,8 @@ class ShuffleRelation(Loss):
     """How much a clip's features change when its pieces of time are shuffled, for the student as for the teacher: a
     student that does not look at the order is told so. It asks both for a second pass, over the shuffled clip.
 
-    The cosine between the clip vector as filmed and shuffled, student against teacher, squared.
+    The distance between the clip vector as filmed and shuffled, in units of their length, student against teacher,
+    squared. (A cosine would have no gradient for the very student that hardly looks at the order.)
     """
 
     paper: ClassVar[str] = "order as a relation, after the shuffled difficulty of SAKD 2025, arXiv 2504.00606"
@@ -129,12 +131,8 @@ class ShuffleRelation(Loss):
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over clips."""
         filmed, shuffled = self.pairs()
-        of_student = F.cosine_similarity(
-            clip_vectors(student, filmed.student_name), clip_vectors(student, shuffled.student_name), eps=1e-6
-        )
-        of_teacher = F.cosine_similarity(
-            clip_vectors(teacher, filmed.teacher_name), clip_vectors(teacher, shuffled.teacher_name), eps=1e-6
-        )
+        of_student = _change(*(clip_vectors(student, pair.student_name) for pair in (filmed, shuffled)))
+        of_teacher = _change(*(clip_vectors(teacher, pair.teacher_name) for pair in (filmed, shuffled)))
         return (of_student - of_teacher).square().mean()
 
 
@@ -145,6 +143,13 @@ def affinity(features: Tensor, shared: Tensor) -> Tensor:
     mean = (features * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp(min=1)
     unit = F.normalize(features - mean, dim=-1, eps=1e-6)
     return unit @ unit.transpose(1, 2)
+
+
+def _change(one: Tensor, other: Tensor) -> Tensor:
+    """Distance of vectors (B, C) over the root of their mean square length: (B,), 0 to 2."""
+    length = ((one.square() + other.square()).sum(dim=1) / 2).clamp(min=1e-10)
+    # Under the root, so that the gradient is finite where nothing changed.
+    return ((one - other).square().sum(dim=1) / length + 1e-10).sqrt()
 
 
 def _aligned(loss: FrameLoss, student: Outputs, teacher: Outputs | None) -> Aligned:
