@@ -10,7 +10,6 @@ from 256 clips' vectors of 2048 channels on, forward and backward, each loss in 
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from measuring import setting
 
-from videokd.contracts import Batch, Clip, FeatureMap, InputSpec, Outputs
+from videokd.contracts import Batch, Clip, Dense, FeatureMap, InputSpec, Outputs
 from videokd.distill import Student, Teacher, Term, all_targets, wanted_taps
 from videokd.losses import CRD, DIST, PKT, SP, BankAffinity, Loss, RKDAngle, RKDDistance
 from videokd.losses.relations import BANK, BANK_FILLED, BANK_LABEL
@@ -96,8 +95,8 @@ def step_shares(recipe: Recipe, device: torch.device, *, rounds: int) -> dict[st
     def noise(spec: InputSpec) -> Clip:
         pixels = (batch_size, spec.frames, 3, spec.size, spec.size)
         frames = torch.randint(0, 256, pixels, generator=generator, dtype=torch.uint8)
-        # The same two seconds for both.
-        times = (torch.arange(spec.frames) + 0.5) * 2 / spec.frames
+        stride = spec.sampling.stride if isinstance(spec.sampling, Dense) else 1
+        times = torch.arange(spec.frames) * stride / 30
         return Clip(frames, times.repeat(batch_size, 1)).to(device)
 
     clips = {"student": noise(student.model.input), "teacher": noise(model.input)}
@@ -167,16 +166,21 @@ def measure(name: str, device: str, sender: Any) -> None:
     torch.set_num_threads(1)
     run = step_of(RELATIONAL[name], torch.device(device))
     run(8)  # code, and what libraries keep for themselves
-    before = resident(device)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now (Linux)
+    before = peak_so_far(device)
     run(CLIPS)
-    sender.send((resident(device) - before) / 2**20)
+    sender.send((peak_so_far(device) - before) / 2**20)
 
 
-def resident(device: str) -> float:
-    """Bytes at the peak."""
+def peak_so_far(device: str) -> float:
+    """Bytes."""
     if device.startswith("cuda"):
         return float(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * float(line.split()[1])
 
 
 def step_of(loss: Loss, device: torch.device) -> Callable[[int], None]:

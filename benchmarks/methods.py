@@ -25,7 +25,7 @@ from videokd.clips import synthetic
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
-from videokd.evaluate import evaluate, gap_recovered, interval
+from videokd.evaluate import Interval, evaluate, gap_recovered, interval
 from videokd.machine import Machine
 from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
 from videokd.report.comparison import read_evaluation, write_evaluation
@@ -116,17 +116,16 @@ class Arm:
 
     top1: list[list[float]]
     alone: list[list[float]]
+    kd: list[list[float]] | None
     teacher: list[float]
     commits: list[str]
 
-    @property
-    def differences(self) -> list[float]:
-        """Method - alone, for every pair."""
-        return [
-            after - before
-            for many, base in zip(self.top1, self.alone, strict=True)
-            for after, before in zip(many, base, strict=True)
+    def minus(self, other: list[list[float]]) -> Interval:
+        """The mean difference to another method's runs, pair by pair."""
+        pairs = [
+            (mine, theirs) for many, base in zip(self.top1, other) for mine, theirs in zip(many, base, strict=True)
         ]
+        return interval([mine - theirs for mine, theirs in pairs])
 
     @property
     def recovered(self) -> list[float | None]:
@@ -152,7 +151,16 @@ def report(args: argparse.Namespace, names: list[str], console: Console) -> None
     (args.out / "methods.md").write_text("\n".join(pages))
 
 
-COLUMNS = ("method", "top-1 % by draw", "sd over seeds", "- alone, points [95 %]", "G % by draw", "verdict")
+COLUMNS = (
+    "method",
+    "top-1 % by draw",
+    "sd over seeds",
+    "- alone, points [95 %]",
+    "- kd, points [95 %]",
+    "G % by draw",
+    "than alone",
+    "than kd",
+)
 
 
 def rows(arms: dict[str, Arm]) -> Iterator[tuple[str, ...]]:
@@ -161,14 +169,21 @@ def rows(arms: dict[str, Arm]) -> Iterator[tuple[str, ...]]:
         means = ", ".join(f"{100 * fmean(many):.1f}" for many in arm.top1)
         spread = 100 * fmean(stdev(many) if len(many) > 1 else 0.0 for many in arm.top1)
         if name == "alone":
-            yield name, means, f"{spread:.1f}", "", "", ""
+            yield name, means, f"{spread:.1f}", "", "", "", "", ""
             continue
-        found = interval(arm.differences)
-        low, high = (found.low, found.high) if found.low is not None and found.high is not None else (-1.0, 1.0)
+        to_alone = arm.minus(arm.alone)
+        to_kd = arm.minus(arm.kd) if arm.kd and name != "kd" else None
         shares = ", ".join("-" if share is None else f"{100 * share:.0f}" for share in arm.recovered)
-        verdict = "helps" if low > 0 else "hurts" if high < 0 else "not shown to help"
-        points = f"{100 * found.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        yield name, means, f"{spread:.1f}", points, shares, verdict
+        points, verdicts = zip(*(said(one) if one else ("", "") for one in (to_alone, to_kd)), strict=True)
+        yield name, means, f"{spread:.1f}", *points, shares, *verdicts
+
+
+def said(found: Interval) -> tuple[str, str]:
+    """Points with their interval, and the verdict that follows from it."""
+    if found.low is None or found.high is None:
+        return f"{100 * found.mean:+.1f}", "one pair"
+    verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "not shown"
+    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]", verdict
 
 
 def collected(args: argparse.Namespace, regime: str, name: str) -> Arm | None:
@@ -178,9 +193,15 @@ def collected(args: argparse.Namespace, regime: str, name: str) -> Arm | None:
     ]
     if not all((folder / "evaluation.json").is_file() for many in folders for folder in many):
         return None
+
+    def beside(other: str) -> list[list[float]]:
+        return [[read_evaluation(run.parent / f"{other}-seed{n}")["top1"] for n, run in enumerate(m)] for m in folders]
+
+    has_kd = all((many[0].parent / f"kd-seed{args.seeds - 1}" / "evaluation.json").is_file() for many in folders)
     return Arm(
-        [[read_evaluation(folder)["top1"] for folder in many] for many in folders],
-        [[read_evaluation(f.parent / f"alone-seed{seed}")["top1"] for seed, f in enumerate(m)] for m in folders],
+        beside(name),
+        beside("alone"),
+        beside("kd") if has_kd else None,
         [read_evaluation(args.out / f"draw{draw}" / "teacher")["top1"] for draw in args.draws],
         sorted({(folder / "commit").read_text().strip() for many in folders for folder in many}),
     )

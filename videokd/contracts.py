@@ -224,8 +224,10 @@ class FeatureMap:
         """Averaged down to `grid`: "map" keeps all, "frames" averages space, "clip" averages space and time."""
         if grid == "map":
             return self
-        values, times = self.values.mean(dim=(2, 3), keepdim=True), self.times
-        if grid == "clip":
+        values, times = self.values, self.times
+        if values.shape[2:4] != (1, 1):
+            values = values.mean(dim=(2, 3), keepdim=True)
+        if grid == "clip" and values.shape[1] > 1:
             values, times = values.mean(dim=1, keepdim=True), times.mean(dim=1, keepdim=True)
         return FeatureMap(values, times)
 

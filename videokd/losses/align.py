@@ -18,7 +18,7 @@ class Aligned(NamedTuple):
 
     student: Tensor  # (B, T, Cs)
     teacher: Tensor  # (B, T, Ct)
-    shared: Tensor  # (B, T) 1 where both saw this time, 0 where one did not
+    shared: Tensor | None  # (B, T) 1 where both saw this time, 0 where one did not; None where both saw all of it
 
 
 class AlignedMaps(NamedTuple):
@@ -26,7 +26,7 @@ class AlignedMaps(NamedTuple):
 
     student: Tensor  # (B, T, H, W, Cs)
     teacher: Tensor  # (B, T, H, W, Ct)
-    shared: Tensor  # (B, T)
+    shared: Tensor | None  # (B, T)
 
 
 def align_in_time(student: FeatureMap, teacher: FeatureMap) -> Aligned:
@@ -75,7 +75,7 @@ class _Grids(NamedTuple):
 
     keeps_student: bool  # the student's is the coarser
     weights: Tensor | None  # from the finer to the coarser, None where they are the same
-    shared: Tensor
+    shared: Tensor | None
 
 
 _RECENT: list[tuple["ref[Tensor]", "ref[Tensor]", _Grids]] = []
@@ -94,7 +94,7 @@ def _grids(student: Tensor, teacher: Tensor) -> _Grids:
     spacing_s, spacing_t, *apart = torch.stack(facts).tolist()
     keeps_student = spacing_s >= spacing_t - 1e-6
     if same and apart[0] < 1e-6:
-        found = _Grids(True, None, torch.ones_like(student))
+        found = _Grids(True, None, None)
     elif keeps_student:
         found = _Grids(True, *overlap_weights(teacher, student))
     else:
@@ -133,8 +133,10 @@ def overlap_weights(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return weights, shared.squeeze(2).to(weights.dtype)
 
 
-def mean_over_shared(values: Tensor, shared: Tensor) -> Tensor:
+def mean_over_shared(values: Tensor, shared: Tensor | None) -> Tensor:
     """Mean of (B, T) values over the steps that both parties saw; 0 if there are none."""
+    if shared is None:
+        return values.mean()
     return (values * shared).sum() / shared.sum().clamp(min=1)
 
 

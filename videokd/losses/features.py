@@ -229,7 +229,8 @@ class TemporalAttention(_MapLoss):
         """Mean over the clips' aligned steps."""
         of_student, of_teacher = (_energy(one, self.power) for one in _sides(self, student, teacher))
         aligned = align_in_time(of_student, of_teacher)
-        one, other = (unit(part.squeeze(2) * aligned.shared) for part in (aligned.student, aligned.teacher))
+        sides = (part.squeeze(2) for part in (aligned.student, aligned.teacher))
+        one, other = (unit(side if aligned.shared is None else side * aligned.shared) for side in sides)
         return mean_over_shared((one - other).square(), aligned.shared)
 
 
@@ -287,8 +288,8 @@ class VID(_MapLoss):
         of_student, of_teacher = _sides(self, student, teacher)
         aligned = align_maps(of_student, of_teacher)
         mean, variance = aligned.student.chunk(2, dim=-1)
-        # The variance is the same everywhere: what alignment leaves out must not count as certainty.
-        variance = torch.where(aligned.shared[:, :, None, None, None] > 0, variance, torch.ones_like(variance))
+        if aligned.shared is not None:  # what alignment left out is zero: no certainty
+            variance = torch.where(aligned.shared[:, :, None, None, None] > 0, variance, torch.ones_like(variance))
         values = 0.5 * ((aligned.teacher - mean).square() / variance + variance.log())
         return mean_over_shared(values.mean(dim=(2, 3, 4)), aligned.shared)
 

@@ -19,7 +19,7 @@ BANK, BANK_FILLED, BANK_LABEL = "bank", "bank filled", "bank label"
 """Under these names `teacher.extra` holds a bank: vectors (Q, C), whether each is there bool (Q,), class int64 (Q,)."""
 
 _TINY = 1e-12
-_ANCHORS = 16  # at once, of the angles
+_ANCHORS = 8  # at once, of the angles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,8 @@ class TemporalDifference(FrameLoss):
         aligned = _aligned(self, student, teacher)
         target = layer_normalised(aligned.teacher)
         values = distance_between(aligned.student.diff(dim=1), target.diff(dim=1), self.distance)
-        return mean_over_shared(values, aligned.shared[:, 1:] * aligned.shared[:, :-1])
+        shared = aligned.shared
+        return mean_over_shared(values, None if shared is None else shared[:, 1:] * shared[:, :-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ class TemporalAffinity(FrameLoss):
         """Mean over the clips' pairs of steps."""
         aligned = _aligned(self, student, teacher)
         error = affinity(aligned.student, aligned.shared) - affinity(aligned.teacher, aligned.shared)
-        both = aligned.shared[:, :, None] * aligned.shared[:, None, :]
+        shared = aligned.shared
+        both = None if shared is None else shared[:, :, None] * shared[:, None, :]
         return mean_over_shared(error.square(), both)
 
 
@@ -87,11 +89,10 @@ class TemporalSpectrum(FrameLoss):
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over clips, frequencies from 0 on, and channels; of "complex", summed over its two parts."""
         aligned = _aligned(self, student, teacher)
-        shared = aligned.shared[:, :, None]
-        of_student, of_teacher = (
-            torch.view_as_real(torch.fft.rfft(one * shared, dim=1, norm="ortho"))
-            for one in (aligned.student, layer_normalised(aligned.teacher))
-        )
+        sides = (aligned.student, layer_normalised(aligned.teacher))
+        if aligned.shared is not None:
+            sides = (sides[0] * aligned.shared[:, :, None], sides[1] * aligned.shared[:, :, None])
+        of_student, of_teacher = (torch.view_as_real(torch.fft.rfft(one, dim=1, norm="ortho")) for one in sides)
         if self.part == "amplitude":
             # Under the root, so that a silent frequency has a finite gradient.
             of_student, of_teacher = ((one.square().sum(dim=-1) + 1e-8).sqrt() for one in (of_student, of_teacher))
@@ -136,13 +137,15 @@ class ShuffleRelation(Loss):
         return (of_student - of_teacher).square().mean()
 
 
-def affinity(features: Tensor, shared: Tensor) -> Tensor:
+def affinity(features: Tensor, shared: Tensor | None) -> Tensor:
     """Cosines (B, T, T) between the frames of features (B, T, C), their mean over the shared steps (B, T) taken off."""
-    features = features.float()
-    counted = shared[:, :, None]
-    mean = (features * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp(min=1)
-    unit = F.normalize(features - mean, dim=-1, eps=1e-6)
-    return unit @ unit.transpose(1, 2)
+    if shared is None:
+        mean = features.mean(dim=1, keepdim=True)
+    else:
+        counted = shared[:, :, None]
+        mean = (features * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp(min=1)
+    directions = F.normalize(features - mean, dim=-1, eps=1e-6)
+    return directions @ directions.transpose(1, 2)
 
 
 def _change(one: Tensor, other: Tensor) -> Tensor:
