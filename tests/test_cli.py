@@ -92,6 +92,15 @@ def test_data_synth_draws_a_set(tmp_path: Path) -> None:
     assert len(read_manifest(tmp_path / "set" / "manifest.jsonl").videos) == 12
 
 
+def test_losses_prints_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("losses") == 0
+    said = capsys.readouterr().out
+    for part in ("losses on logits", "weights between terms", "Hinton et al. 2015", "queue=1024", "methods/crd.py"):
+        assert part in said
+    assert run("losses", "DKD") == 0
+    assert "  beta=8" in capsys.readouterr().out
+
+
 def test_doctor_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("doctor") == 0
     said = capsys.readouterr().out
@@ -110,6 +119,7 @@ def test_doctor_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "nowhere"], "no folder nowhere"),
         (["evaluate", "{tmp}"], "has no recipe.json"),
         (["evaluate", "{tmp}", "--list", "{set}"], "holds no trained model"),
+        (["losses", "SoftTarget"], "did you mean 'SoftTargets'?"),
         (["models", "--clips", "0"], "at least 1, got 0 and 3"),
         (["train", "own_videos/alon.py"], "did you mean 'own_videos/alone.py'?"),
         (["compare"], "name at least one run"),

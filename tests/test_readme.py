@@ -35,10 +35,12 @@ def test_the_python_example_trains_and_saves_a_student(
 
 
 def test_every_command_and_recipe_that_the_readme_names_is_there() -> None:
-    commands = set(re.findall(r"videokd (quickstart|train|evaluate|compare|taps|models|data synth|doctor)", README))
+    commands = set(
+        re.findall(r"videokd (quickstart|train|evaluate|compare|taps|models|losses|data synth|doctor)", README)
+    )
     assert {"quickstart", "train", "evaluate", "compare"} <= commands
     assert all(command in USAGE for command in commands)
-    recipes = set(re.findall(r"\b(?:quickstart|own_videos)/\w+\.py", README))
+    recipes = set(re.findall(r"\b(?:quickstart|own_videos|methods)/\w+\.py", README))
     assert recipes
     assert all((configs_folder() / recipe).is_file() for recipe in recipes)
 
