@@ -46,7 +46,7 @@ def test_defaults_are_those_of_the_class() -> None:
 def test_one_is_described_with_its_fields() -> None:
     said = "\n".join(described("GradientRatio"))
     for part in (
-        "a cheap GradNorm",
+        "Costs a short backward pass",
         "paper: after GradNorm",
         "recipe: methods/weighted_by_gradients.py",
         "  target=0.5",
