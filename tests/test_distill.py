@@ -302,6 +302,28 @@ def test_uncertainty_is_learned_with_the_student() -> None:
     assert "objective.weigher.log_variance" in dict(student.named_parameters())
 
 
+def test_the_total_holds_what_a_weighting_adds() -> None:
+    terms = {"hard": Term(loss=CrossEntropy(), weight=2.0), "soft": Term(loss=SoftTargets())}
+    student, teacher = Outputs(torch.randn(4, 3)), Outputs(torch.randn(4, 3))
+    objective = Objective(terms, weighting=Uncertainty(initial=-0.5))
+    found = objective(student, {"teacher": teacher}, torch.tensor([0, 1, 2, 0]))
+    factor = 0.5 * torch.tensor(0.5).exp()
+    expected = 2 * (factor * found["hard"] - 0.25) + (factor * found["soft"] - 0.25)
+    torch.testing.assert_close(found["total"], expected)
+
+
+def test_a_remembering_teacher_keeps_filmed_and_shuffled_clips_apart() -> None:
+    student, teachers, batch = run_of(Term(loss=ShuffleRelation()))
+    plain = all_targets(teachers, batch)["teacher"]
+    remembering = {"teacher": Teacher(teachers["teacher"].model, teachers["teacher"].taps, remember=True)}
+    for _ in range(2):
+        found = all_targets(remembering, batch)["teacher"]
+        for tap in ("clip", "shuffled clip"):
+            assert torch.equal(found.features[tap].values, plain.features[tap].values)
+    assert not torch.equal(plain.features["clip"].values, plain.features["shuffled clip"].values)
+    assert student.objective.pieces == 4
+
+
 def test_a_student_far_narrower_has_a_deeper_connector() -> None:
     student, _, _ = run_of(Term(loss=ClipFeatures(connector=MLP())))
     (connector,) = student.connectors.values()

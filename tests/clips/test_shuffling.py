@@ -33,6 +33,12 @@ def test_all_parties_see_the_same_pieces_in_the_same_other_order() -> None:
     assert [one // 2 for one in first[::2]] == [piece // 4 for piece in seen(shuffled["teacher"])[0][::4]]
 
 
+def test_no_clip_stays_as_it_was_filmed() -> None:
+    for view in range(12):
+        shuffled = with_shuffled(batch(view=view), 2).shuffled["teacher"]
+        assert seen(shuffled) == [[*range(8, 16), *range(8)]] * 2
+
+
 def test_times_and_the_filmed_clip_stay() -> None:
     before, after = batch(), with_shuffled(batch(), 4)
     assert torch.equal(after.clips["teacher"].frames, before.clips["teacher"].frames)  # type: ignore[union-attr]

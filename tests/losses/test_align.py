@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from videokd.contracts import FeatureMap
+from videokd.losses import align
 from videokd.losses.align import align_in_time, overlap_weights
 
 
@@ -88,3 +89,23 @@ def test_space_is_averaged_away() -> None:
     teacher = FeatureMap(torch.ones(2, 4, 7, 7, 6), torch.arange(4.0).expand(2, 4))
     aligned = align_in_time(student, teacher)
     assert (aligned.student.shape, aligned.teacher.shape) == ((2, 4, 5), (2, 4, 6))
+
+
+def test_grids_of_the_same_times_are_found_once_and_let_go_of() -> None:
+    for _ in range(20):
+        student, teacher = (
+            feature_map(torch.randn(1, 4, 3), times(1, 3, 5, 7)),
+            feature_map(torch.randn(1, 8, 3), times(*range(8))),
+        )
+        first = align_in_time(student, teacher)
+        again = align_in_time(student, teacher)
+        assert first.shared is again.shared
+    assert len(align._RECENT) <= 4
+
+
+def test_other_times_of_the_same_shape_are_other_grids() -> None:
+    student = feature_map(torch.randn(1, 2, 3), times(1, 3))
+    values = torch.arange(4.0).view(1, 4, 1)
+    early, late = (feature_map(values, times(*(start + one for one in range(4)))) for start in (0.5, 1.5))
+    assert align_in_time(student, early).teacher.flatten().tolist() == [0.5, 2.5]
+    assert align_in_time(student, late).teacher.flatten().tolist() == [0.0, 1.5]

@@ -23,6 +23,16 @@ def test_the_last_layer_makes_the_logits_of_the_clip_tap(name: str, originals: P
     torch.testing.assert_close(made, outputs.logits, rtol=1e-3, atol=1e-4)
 
 
+def test_a_layer_of_the_same_shape_is_not_taken_for_the_last_one() -> None:
+    model = Conv3d(width=4, input=SMALL).build(CLASSES)
+    last = model.head
+    del model.head
+    model.other = torch.nn.Linear(16, 3)  # comes first among the modules
+    model.head = last
+    weight, _ = linear_head(model)
+    assert torch.equal(weight, last.weight)
+
+
 @pytest.mark.parametrize("name", ["CLIP frames", "DINOv2 frames", "class names"])
 def test_logits_that_are_no_linear_layer_over_the_clip_are_told(name: str, originals: Path) -> None:
     with pytest.raises(ValueError, match="has no last layer that makes its logits"):
