@@ -2,11 +2,14 @@
 
     python benchmarks/methods.py --out runs/methods
 
-For each draw of the data: its own videos and its own teacher. For each regime (the transfer set: 360 labels and 840
-clips without; the same data: all 1200 labels) and each of three seeds: the student alone, with the teacher's own
-losses (`quickstart/distilled.py`), and by every method, all with the same initial weights, labelled clips, views and
-steps. Every method has the weights of its paper, or those of the quickstart; nothing was tuned here, so a method that
-does badly may do better with other weights. What is run already is not run again.
+For each draw of the data: its own videos and its own teacher, which has all 1200 labels. For each regime (transfer set:
+the student has 360 of those labels, and with a teacher the other 840 clips without; same data: all 1200) and each of
+three seeds: the student alone, the quickstart recipe ("default"), and every method, all with the same initial weights,
+views and number of steps. In the transfer set a batch is 32 labelled clips for the student alone and for label
+smoothing, and the first 8 of these and 24 unlabelled ones for all others. Every method has the weights of its paper, or
+those of the quickstart, and nothing was tuned here: one that does badly may do better with other weights, and `patient`
+is made for many times as many steps. Intervals are over all pairs as if they were independent, though those of one draw
+share a teacher; and of so many verdicts at 95 % some are wrong by chance. What is run already is not run again.
 """
 
 import argparse
@@ -51,6 +54,9 @@ def main() -> None:
     recipes = {"alone": "quickstart/alone.py", "default": "quickstart/distilled.py"} | {
         path.stem: f"methods/{path.name}" for path in sorted((configs_folder() / "methods").glob("*.py"))
     }
+    for name in args.only or ():
+        if name not in recipes:
+            parser.error(f"no method {name!r}; there are: {', '.join(recipes)}")
     for draw in args.draws:
         run_draw(args.out / f"draw{draw}", draw, recipes, args, console)
     report(args, list(recipes), console)
@@ -81,14 +87,15 @@ def run(recipe: Recipe, folder: Path, memory: FrameMemory, console: Console, tea
     """Trains and scores, unless that is done already."""
     if (folder / "evaluation.json").is_file():
         return
-    train(
-        recipe,
-        folder,
-        resume=(folder / "recipe.json").is_file(),
-        memory=memory,
-        console=console,
-        teachers=teachers if recipe.teachers else None,
-    )
+    if not (folder / "model.json").is_file():
+        train(
+            recipe,
+            folder,
+            resume=(folder / "recipe.json").is_file(),
+            memory=memory,
+            console=console,
+            teachers=teachers if recipe.teachers else None,
+        )
     (folder / "commit").write_text(f"{git('rev-parse', '--short', 'HEAD')}\n")
     test = read_manifest(recipe.data.path).split("test")
     write_evaluation(folder, evaluate(folder, test, machine=CPU, memory=memory))
@@ -191,17 +198,21 @@ def collected(args: argparse.Namespace, regime: str, name: str) -> Arm | None:
     folders = [
         [args.out / f"draw{draw}" / regime / f"{name}-seed{seed}" for seed in range(args.seeds)] for draw in args.draws
     ]
-    if not all((folder / "evaluation.json").is_file() for many in folders for folder in many):
+
+    def there(other: str) -> bool:
+        runs = (run.parent / f"{other}-seed{n}" / "evaluation.json" for many in folders for n, run in enumerate(many))
+        return all(run.is_file() for run in runs)
+
+    if not there(name) or not there("alone"):
         return None
 
     def beside(other: str) -> list[list[float]]:
         return [[read_evaluation(run.parent / f"{other}-seed{n}")["top1"] for n, run in enumerate(m)] for m in folders]
 
-    has_kd = all((many[0].parent / f"kd-seed{args.seeds - 1}" / "evaluation.json").is_file() for many in folders)
     return Arm(
         beside(name),
         beside("alone"),
-        beside("kd") if has_kd else None,
+        beside("kd") if there("kd") else None,
         [read_evaluation(args.out / f"draw{draw}" / "teacher")["top1"] for draw in args.draws],
         sorted({(folder / "commit").read_text().strip() for many in folders for folder in many}),
     )

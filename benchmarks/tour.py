@@ -19,12 +19,13 @@ from measuring import setting
 from rich.console import Console
 
 from videokd.contracts import Clip, InputSpec, Sound
-from videokd.distill import Objective, Student, Teacher, Term, wanted_taps
+from videokd.distill import Objective, Student, Term, wanted_taps
 from videokd.losses import ClipFeatures, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
 from videokd.models import ClassNames, Model, ModelConfig, Motion, Own, VideoResNet, catalogue
 from videokd.models.cost import cost
 from videokd.models.huggingface_images import ClassNamesModel
 from videokd.report.tables import markdown_table
+from videokd.teachers import Teacher
 
 CLASSES = [f"class {number}" for number in range(400)]
 SOFT, CLIP = Term(loss=SoftTargets(temperature=2.0)), Term(loss=ClipFeatures())

@@ -2,7 +2,7 @@ import torch
 
 from videokd.bank import ClassVectors, Queue
 from videokd.contracts import UNLABELLED, FeatureMap, Outputs
-from videokd.losses.relations import BANK, BANK_FILLED, BANK_LABEL
+from videokd.losses.relations import BANK, BANK_CLIP, BANK_FILLED, BANK_LABEL, NO_CLIP
 
 
 def says(*numbers: float, known: list[bool] | None = None) -> Outputs:
@@ -51,6 +51,14 @@ def test_a_queue_is_saved_and_loaded() -> None:
     for one in (queue, other):
         one.push(says(3, 4), torch.tensor([7, 8]))
     assert held(other) == held(queue) == [(4, 8), (2, 6), (3, 7)]
+
+
+def test_a_queue_knows_which_clips_it_holds() -> None:
+    queue = Queue(3, 1, "clip")
+    queue.push(Outputs(None, says(1, 2).features, None, clip=torch.tensor([70, 80])), torch.tensor([0, 1]))
+    assert queue.contents()[BANK_CLIP].tolist() == [70, 80, NO_CLIP]
+    queue.push(says(3, 4), torch.tensor([0, 1]))
+    assert queue.contents()[BANK_CLIP].tolist() == [NO_CLIP, 80, NO_CLIP]
 
 
 def test_class_vectors_stay() -> None:

@@ -1,4 +1,7 @@
+import copy
 import inspect
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -7,17 +10,7 @@ from conftest import random_clip
 from videokd import losses as catalogue
 from videokd.clips.shuffling import with_shuffled
 from videokd.contracts import Batch, Clip, InputSpec, Outputs
-from videokd.distill import (
-    Objective,
-    Student,
-    Teacher,
-    Term,
-    all_targets,
-    check_clips,
-    check_terms,
-    tap_shapes,
-    wanted_taps,
-)
+from videokd.distill import Objective, Student, Term, check_clips, check_terms, wanted_taps
 from videokd.losses import (
     CRD,
     DIST,
@@ -41,7 +34,8 @@ from videokd.losses import (
     TemporalAffinity,
     TemporalDifference,
 )
-from videokd.models import CompactShift, Conv3d, SimKD
+from videokd.models import CompactShift, Conv3d, SimKD, TimmVideo
+from videokd.teachers import Mixture, Teacher, all_targets, tap_shapes
 from videokd.weighting import Uncertainty, WhereTeacherIsRight
 
 CLASSES = ("a", "b", "c")
@@ -262,7 +256,7 @@ def test_a_queue_is_filled_by_what_the_teacher_said_and_then_counts() -> None:
     first, second = (step_of(student, teachers, batch)["term"].item() for _ in range(2))
     assert second > first  # more to be told apart from
     said = all_targets(teachers, batch)["teacher"].features["clip"].values[:, 0, 0, 0]
-    bank = student.objective.banks["term"]
+    bank = student.objective.banks["bank of term"]
     assert torch.equal(bank.state_dict()["filled"], torch.ones(6, dtype=torch.bool))
     torch.testing.assert_close(bank.state_dict()["vectors"][2:4], said[2:4])
 
@@ -270,7 +264,7 @@ def test_a_queue_is_filled_by_what_the_teacher_said_and_then_counts() -> None:
 def test_a_bank_of_classes_is_the_teachers_last_layer() -> None:
     student, teachers, _ = run_of(Term(loss=BankAffinity(of="classes")))
     head = teachers["teacher"].model.head
-    assert torch.equal(student.objective.banks["term"].state_dict()["vectors"], head.weight)
+    assert torch.equal(student.objective.banks["bank of term"].state_dict()["vectors"], head.weight)
 
 
 def test_srrl_goes_through_the_teachers_last_layer_which_does_not_learn() -> None:
@@ -368,7 +362,7 @@ def test_terms_shuffle_clips_into_one_number_of_pieces() -> None:
         student(batch.clips["student"])
 
 
-GOOD = {"batch_size": 8, "unlabelled": 0, "clips": 100, "mixes": False, "several_labels": False}
+GOOD = {"batch_size": 8, "unlabelled": 0, "mixes": False, "several_labels": False}
 
 
 @pytest.mark.parametrize(
@@ -389,8 +383,8 @@ GOOD = {"batch_size": 8, "unlabelled": 0, "clips": 100, "mixes": False, "several
             {"several_labels": True},
             "weighs clips of one class",
         ),
-        (Term(loss=CRD(queue=4)), {}, r"keeps 4 past clips; that is at least a batch \(8\)"),
-        (Term(loss=CRD(queue=96)), {}, r"at most the training set without one \(92\)"),
+        (Term(loss=CRD(queue=4)), {}, r"keeps 4 past clips, which is less than a batch \(8\): set its queue to more"),
+        (Term(loss=CrossEntropy()), {"unlabelled": 8}, "needs labels, and no clip of a batch has one"),
     ],
 )
 def test_clips_that_a_term_can_not_learn_from_are_refused(term: Term, clips: dict[str, int], message: str) -> None:
@@ -420,3 +414,80 @@ def test_a_batch_of_one_clip_is_no_fault(cls: type[Loss]) -> None:
     gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
     assert value.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["soft.crd", "values", "bank of term"])
+def test_a_term_may_be_called_what_modules_call_things(name: str) -> None:
+    _, teachers, batch = run_of(Term(loss=CRD(queue=6)))
+    terms = {name: Term(loss=CRD(queue=6)), "other.one": Term(loss=CurriculumSoftTargets())}
+    student = Student(CompactShift(width=4, input=InputSpec(frames=8, size=32)).build(CLASSES), terms, teachers)
+    assert step_of(student, teachers, batch)[name].isfinite()
+
+
+def test_terms_that_want_different_things_of_the_same_taps_have_connectors_of_their_own() -> None:
+    _, teachers, _ = parties()
+
+    def connectors(*losses: Loss) -> int:
+        terms = {str(number): Term(loss=loss) for number, loss in enumerate(losses)}
+        return len(Student(CompactShift(width=4).build(CLASSES), terms, teachers).connectors)
+
+    assert connectors(FrameFeatures(), TemporalDifference()) == 1
+    assert connectors(FrameFeatures(targets="raw"), TemporalDifference()) == 2
+    assert connectors(ClipFeatures(), ClipFeatures(distance="mse")) == 1
+    assert connectors(ClipFeatures(), CRD()) == 2
+
+
+def test_a_number_that_is_learned_has_a_gradient_where_its_term_says_nothing() -> None:
+    # Under distributed data parallel every parameter must take part in every step.
+    student, teachers, batch = run_of(Term(loss=CurriculumSoftTargets()))
+    targets = {"teacher": replace(all_targets(teachers, batch)["teacher"], known=torch.zeros(4, dtype=torch.bool))}
+    student.objective(student(batch.clips["student"]), targets, batch.label)["total"].backward()
+    (theta,) = student.objective.parameters()
+    assert theta.grad is not None
+    assert theta.grad == 0
+
+
+def test_statistics_do_not_notice_the_shuffled_pass_and_masks_are_the_same() -> None:
+    class Dropping(torch.nn.Dropout):
+        masks: ClassVar[list[torch.Tensor]] = []
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            found = super().forward(torch.ones_like(values))
+            self.masks.append(found)
+            return values * found
+
+    student, _, batch = run_of(Term(loss=ShuffleRelation()))
+    plain = copy.deepcopy(student.model)
+    torch.manual_seed(0)
+    student.model.head = torch.nn.Sequential(Dropping(0.5), student.model.head)
+    student(batch.clips["student"], batch.shuffled["student"])
+    after = torch.rand(1)
+    first, second = Dropping.masks
+    assert torch.equal(first, second)
+    plain(batch.clips["student"])
+    for name, one in plain.named_buffers():
+        assert torch.equal(one, dict(student.model.named_buffers())[name]), name
+    # Later draws are as after one pass.
+    torch.manual_seed(0)
+    student.model(batch.clips["student"])
+    assert torch.equal(torch.rand(1), after)
+    assert all(one.momentum == 0.1 for one in student.model.modules() if isinstance(one, torch.nn.BatchNorm2d))
+
+
+def test_order_is_not_compared_with_a_party_that_does_not_look_at_it() -> None:
+    term = Term(loss=ShuffleRelation())
+    teachers = {"teacher": Teacher(Conv3d(width=4).build(CLASSES), {"clip": "clip"})}
+    blind = TimmVideo(backbone="mobilenetv3_small_050", temporal="average", input=InputSpec(frames=8, size=32))
+    with pytest.raises(ValueError, match="student's 'clip' is the same in any order"):
+        Student(blind.build(CLASSES), {"order": term}, teachers)
+
+
+def test_a_mixture_does_not_look_at_classes_one_by_one() -> None:
+    mixture = Mixture(of=("a", "b"))
+    with pytest.raises(ValueError, match="'both' is a mixture of probabilities that sum to 1"):
+        check_terms({"soft": Term(loss=BinarySoftTargets(), teacher="both")}, ["a", "b", "both"], {"both": mixture})
+
+
+def test_a_last_layer_takes_the_clip_tap_alone() -> None:
+    with pytest.raises(ValueError, match="takes its tap 'clip', not 'stage2': set teacher_tap to 'clip'"):
+        run_of(Term(loss=SRRL(teacher_tap="stage2")))

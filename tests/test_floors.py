@@ -14,6 +14,7 @@ FLOORS = {
     "report": 6,
     "evaluate": 5,
     "recipe": 4,
+    "teachers": 2,
     "distill": 3,
     "clips": 1,
     "models": 1,

@@ -13,13 +13,14 @@ from torchvision.models import get_model
 
 from videokd.clips import Augment, BatchOrder, ClipDataset, batches, read_manifest
 from videokd.contracts import UNLABELLED, InputSpec, Outputs, SoundSpec
-from videokd.distill import Mixture, Objective, Student, Teacher, Term, all_targets, check_terms, wanted_taps
+from videokd.distill import Objective, Student, Term, check_terms, wanted_taps
 from videokd.evaluate import evaluate
 from videokd.losses import ClipFeatures, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
 from videokd.machine import Machine
 from videokd.models import ClassNames, CompactShift, HuggingFaceImages, MelNetwork, Motion, Own, TimmVideo, VideoResNet
 from videokd.optim import AdamW
 from videokd.recipe import Data, PublishedTeacher, Recipe, TrainedTeacher, dump, load
+from videokd.teachers import Mixture, Teacher, all_targets
 from videokd.train import train, view_specs
 
 QUIET = Console(quiet=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -520,6 +521,39 @@ def test_what_is_found_on_the_data_is_written_down(distilled: Recipe, tmp_path: 
     assert recipes.load(tmp_path / "run" / "recipe.json").objective == objective
 
 
+def test_what_is_found_is_taken_from_the_mixed_clips_that_are_trained_on(distilled: Recipe, tmp_path: Path) -> None:
+    objective = {"clip": Term(loss=ClipFeatures(targets="whitened"))}
+    plain = replace(distilled, objective=objective)
+    mixed = replace(plain, data=replace(plain.data, mix=Mix(mixup=1.0)))
+    found = []
+    for number, one in enumerate((plain, mixed)):
+        summary = train(one, tmp_path / str(number), console=QUIET)
+        found.append(summary["fitted"]["clip.moments"])
+    assert found[0] != found[1]
+
+
+def test_what_was_found_is_kept_over_a_resume(
+    distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(distilled, objective=KEEPING["fitted"][0])
+    with monkeypatch.context() as patch:
+        interrupt_after(5, patch)
+        with pytest.raises(Interrupted):
+            train(recipe, tmp_path / "run", console=QUIET)
+    path = tmp_path / "run" / "fitted.json"
+    path.write_text(re.sub(r'"temperature": [0-9.]+', '"temperature": 7.25', path.read_text()))
+    assert train(recipe, tmp_path / "run", resume=True, console=QUIET)["fitted"]["soft.temperature"] == 7.25
+
+
+def test_a_folder_that_is_taken_is_refused_before_anything_is_measured(
+    distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(distilled, tmp_path / "run", console=QUIET)
+    monkeypatch.setattr("videokd.train.load_teachers", lambda *_: pytest.fail("a teacher was loaded"))
+    with pytest.raises(ValueError, match="already holds a finished run"):
+        train(distilled, tmp_path / "run", console=QUIET)
+
+
 def test_weights_that_change_are_logged(distilled: Recipe, tmp_path: Path) -> None:
     train(replace(distilled, weighting=RandomWeights()), tmp_path / "run", console=QUIET)
     (row,) = [row for row in read_metrics(tmp_path / "run") if "total" in row]
@@ -539,7 +573,7 @@ def test_weights_that_change_are_logged(distilled: Recipe, tmp_path: Path) -> No
             {"objective": {"angle": Term(loss=RKDAngle())}, "batch_size": 2},
             "at least 3: set data.batch_size to more",
         ),
-        ({"objective": {"crd": Term(loss=CRD())}}, "keeps 1024 past clips"),
+        ({"objective": {"crd": Term(loss=CRD(queue=4))}}, "keeps 4 past clips, which is less than a batch"),
         (
             {"weighting": GradientRatio(reference="hadr")},
             r"'hadr', which the objective does not have; did you mean",

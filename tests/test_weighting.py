@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -52,8 +53,18 @@ def test_scale_normalised_divides_by_running_means() -> None:
     assert factors(weigher, 6.0, 3.0) == pytest.approx([1, 4 / 5])
     # From here on a quarter of what is new: 4 + (8 - 4) / 4 = 5 (the same as a mean of four), 5 + (1 - 5) / 4 = 4 ...
     assert factors(weigher, 8.0, 1.0) == pytest.approx([1, 5 / 4])
-    # ... and then 5 + (9 - 5) / 4 = 6 and 4 + (0 - 4) / 4 = 3, where a plain mean would be 5.8 and 3.2.
-    assert factors(weigher, 9.0, 0.0) == pytest.approx([1, 6 / 3])
+    # ... and then 5 + (9 - 5) / 4 = 6 and 4 + (8 - 4) / 4 = 5, where a plain mean would be 5.8 and 4.8.
+    assert factors(weigher, 9.0, 8.0) == pytest.approx([1, 6 / 5])
+    # A term that says nothing at a step keeps its mean, and is not made larger for it.
+    assert factors(weigher, 6.0, 0.0) == pytest.approx([1, 6 / 5])
+
+
+def test_scale_normalised_has_limits_and_waits_for_its_reference() -> None:
+    weigher = ScaleNormalised(reference="hard", limit=50.0).build(NAMES)
+    assert factors(weigher, 0.0, 4.0) == [1.0, 1.0]  # nothing to measure by yet
+    assert factors(weigher, 2.0, 4.0) == pytest.approx([1, 2 / 4])
+    tiny = ScaleNormalised(reference="hard", limit=50.0).build(NAMES)
+    assert factors(tiny, 1.0, 1e-9) == [1.0, 50.0]
 
 
 def test_uncertainty_is_kendalls_formula_and_is_learned() -> None:
@@ -104,6 +115,9 @@ def test_gradient_ratio_makes_the_gradients_of_the_last_common_layer_as_long_as_
     tiny = GradientRatio(limit=10.0).build(NAMES)
     tiny.shared = [early, late]
     assert tiny(losses(1e-6))[0].tolist() == pytest.approx([1.0, 10.0])
+    silent = GradientRatio().build(NAMES)
+    silent.shared = [late]
+    assert silent([0 * late.sum(), late.sum()])[0].tolist() == [1.0, 1.0]  # nothing to measure by yet
 
 
 def test_gradient_ratio_refuses_terms_that_have_no_layer_in_common() -> None:
@@ -114,15 +128,20 @@ def test_gradient_ratio_refuses_terms_that_have_no_layer_in_common() -> None:
         weigher([one.sum(), other.sum()])
 
 
-def test_random_weights_sum_to_the_number_of_terms_and_follow_the_seed() -> None:
-    weigher = RandomWeights().build(NAMES)
-    torch.manual_seed(3)
+def test_random_weights_sum_to_the_number_of_terms_and_follow_seed_and_step() -> None:
+    weigher, again, other = (RandomWeights(seed=seed).build(NAMES) for seed in (3, 3, 4))
     first, second = factors(weigher, 1.0, 1.0), factors(weigher, 1.0, 1.0)
     assert sum(first) == pytest.approx(2)
     assert first != second
-    torch.manual_seed(3)
-    normal = torch.randn(2).exp()
-    assert first == pytest.approx((2 * normal / normal.sum()).tolist())
+    torch.rand(5)  # whatever else was drawn, as by dropout
+    assert factors(again, 9.0, 9.0) == first
+    assert factors(other, 1.0, 1.0) != first
+    normal = np.exp(np.random.default_rng([3, 1]).standard_normal(2))
+    assert second == pytest.approx((2 * normal / normal.sum()).tolist())
+    # From a checkpoint on, the next one is drawn and not the first.
+    resumed = RandomWeights(seed=3).build(NAMES)
+    resumed.load_state_dict(weigher.state_dict())
+    assert factors(resumed, 1.0, 1.0) == factors(weigher, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("weighting", [ScaleNormalised(reference="hrad"), GradientRatio(reference="hrad")])
@@ -195,6 +214,7 @@ def test_clips_of_a_loss_that_is_no_mean_over_clips_are_not_weighed() -> None:
     "make",
     [
         lambda: ScaleNormalised(momentum=1.5),
+        lambda: ScaleNormalised(limit=0.5),
         lambda: Uncertainty(initial=4.0),
         lambda: DWA(temperature=0.0),
         lambda: DWA(interval=0),

@@ -6,7 +6,15 @@ from torch import Tensor, nn
 from videokd.contracts import UNLABELLED, Outputs
 from videokd.losses.features import clip_vectors
 from videokd.losses.gather import gathered
-from videokd.losses.relations import BANK, BANK_FILLED, BANK_LABEL, class_numbers
+from videokd.losses.relations import (
+    BANK,
+    BANK_CLIP,
+    BANK_FILLED,
+    BANK_LABEL,
+    NO_CLIP,
+    class_numbers,
+    clip_numbers,
+)
 
 
 class Queue(nn.Module):
@@ -21,6 +29,7 @@ class Queue(nn.Module):
     vectors: Tensor  # (size, width)
     filled: Tensor  # bool (size,)
     label: Tensor  # int64 (size,)
+    clip: Tensor  # int64 (size,), which clip it was
     next: Tensor  # int64 (), where the next vector goes
 
     def __init__(self, size: int, width: int, tap: str) -> None:
@@ -29,22 +38,29 @@ class Queue(nn.Module):
         self.register_buffer("vectors", torch.zeros(size, width))
         self.register_buffer("filled", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("label", torch.full((size,), UNLABELLED))
+        self.register_buffer("clip", torch.full((size,), NO_CLIP))
         self.register_buffer("next", torch.zeros((), dtype=torch.int64))
 
     def contents(self) -> dict[str, Tensor]:
         """What a loss finds in `teacher.extra`: as it is now, whatever comes later."""
-        return {BANK: self.vectors.clone(), BANK_FILLED: self.filled.clone(), BANK_LABEL: self.label.clone()}
+        held = {BANK: self.vectors, BANK_FILLED: self.filled, BANK_LABEL: self.label, BANK_CLIP: self.clip}
+        return {name: part.clone() for name, part in held.items()}
 
     @torch.no_grad()
     def push(self, teacher: Outputs, label: Tensor) -> None:
         """Puts in what the teacher says of a batch, except of clips of which it says nothing."""
-        vectors, classes = clip_vectors(teacher, self.tap), class_numbers(label)
+        rows: tuple[Tensor, ...] = (
+            clip_vectors(teacher, self.tap),
+            class_numbers(label),
+            clip_numbers(teacher, len(label)),
+        )
         if teacher.known is not None:
-            vectors, classes = vectors[teacher.known], classes[teacher.known]
+            rows = tuple(part[teacher.known] for part in rows)
         size = len(self.vectors)
-        vectors, classes = gathered(vectors)[-size:], gathered(classes)[-size:]
+        vectors, classes, clips = (gathered(part)[-size:] for part in rows)
         places = (self.next + torch.arange(len(vectors), device=vectors.device)) % size
-        self.vectors[places], self.label[places], self.filled[places] = vectors, classes, True
+        self.vectors[places], self.label[places], self.clip[places] = vectors, classes, clips
+        self.filled[places] = True
         self.next.copy_((self.next + len(vectors)) % size)
 
 
@@ -60,7 +76,8 @@ class ClassVectors(nn.Module):
     def contents(self) -> dict[str, Tensor]:
         """See `Queue.contents`."""
         classes = torch.arange(len(self.vectors), device=self.vectors.device)
-        return {BANK: self.vectors, BANK_FILLED: torch.ones_like(classes, dtype=torch.bool), BANK_LABEL: classes}
+        there, no_clip = torch.ones_like(classes, dtype=torch.bool), torch.full_like(classes, NO_CLIP)
+        return {BANK: self.vectors, BANK_FILLED: there, BANK_LABEL: classes, BANK_CLIP: no_clip}
 
     def push(self, teacher: Outputs, label: Tensor) -> None:
         """Nothing changes."""

@@ -244,6 +244,7 @@ class Outputs:
     features: Mapping[str, FeatureMap] = field(default_factory=dict)  # tap name -> map
     known: Tensor | None = None  # bool (B,), the clips that it says something about; None for all of them
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # what is learned or kept for a loss, of no one clip
+    clip: Tensor | None = None  # int64 (B,), a number that tells clips apart, whatever the view
 
     def at(self, rows: Tensor) -> "Outputs":
         """Some of the clips: rows bool (B,) or int64 (N,)."""
@@ -252,4 +253,5 @@ class Outputs:
             {tap: FeatureMap(found.values[rows], found.times[rows]) for tap, found in self.features.items()},
             None if self.known is None else self.known[rows],
             self.extra,
+            None if self.clip is None else self.clip[rows],
         )

@@ -1,20 +1,23 @@
 """The parties of a distillation: a student that learns, teachers that do not, and the objective between them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from videokd.bank import ClassVectors, Queue
 from videokd.config import nearest
-from videokd.contracts import Batch, Clip, FeatureMap, Grid, Outputs, Sound, View, labelled
-from videokd.losses import ClipwiseLoss, Head, Loss, Pair
+from videokd.contracts import FeatureMap, Grid, Outputs, View
+from videokd.losses import BinarySoftTargets, ClipwiseLoss, Head, Loss, Pair
 from videokd.losses.gather import is_distributed
-from videokd.models import Model, check_classes
-from videokd.models.head import class_vectors, linear_head
+from videokd.models import Model
+from videokd.models.head import class_vectors, linear_head, looks_at_order
 from videokd.models.simkd import SimKDModel
+from videokd.teachers import Mixture, Teacher, tap_shapes
 from videokd.weighting import ClipWeights, FixedWeights, Weighting, scheduled_weight
 
 _FINENESS: dict[Grid, int] = {"clip": 0, "frames": 1, "map": 2}
@@ -96,20 +99,30 @@ class Student(nn.Module):
         self.objective = Objective(terms, teachers, weighting)
         # Not the module's own: they are the model's.
         self.objective.weigher.shared = list(model.parameters())
+        for name, pair, teacher in wanted if self.objective.pieces else ():
+            for party, one, tap in (("student", model, pair.student), (teacher, trained[teacher].model, pair.teacher)):
+                if pair.shuffled and not looks_at_order(one, tap):
+                    raise ValueError(
+                        f"term {name!r} compares how much the order of the frames matters, and {party}'s {tap!r} is "
+                        "the same in any order: leave it out, or take a model that ties frames together"
+                    )
         if isinstance(model, SimKDModel):
             if model.teacher not in trained:
                 raise ValueError(
                     f"SimKD takes the last layer of teacher {model.teacher!r}, which the recipe does not have"
                     f"{nearest(model.teacher, trained)}"
                 )
-            source = trained[model.teacher]
-            check_classes(source.model.classes, model.classes, model=f"teacher {model.teacher!r}", data="the student")
-            model.take_head(*linear_head(source.model))
+            taps = {pair.teacher for _, pair, teacher in wanted if teacher == model.teacher}
+            model.take_head_of(trained[model.teacher].model, taps)
 
     def _connect(self, pair: Pair, teacher: str, width: int, source: "Teacher") -> None:
         key = _key(pair, teacher)
         if pair.connector is None or key in self.connectors:
             return
+        if pair.connector.needs_head and pair.teacher != "clip":
+            raise ValueError(
+                f"a teacher's last layer takes its tap 'clip', not {pair.teacher!r}: set teacher_tap to 'clip'"
+            )
         head = Head(*linear_head(source.model)) if pair.connector.needs_head else None
         self.connectors[key] = pair.connector.build(width, source.shapes[pair.teacher][-1], head)
 
@@ -120,10 +133,12 @@ class Student(nn.Module):
             view: of the clips.
             shuffled: the same with pieces of time in another order, for the pairs that compare these.
         """
+        before = None if shuffled is None else _random_state(self.model)
         outputs = self.model(view, tuple({pair.student for pair in self.pairs.values() if not pair.shuffled}))
         other = None
-        if shuffled is not None:
-            other = self.model(shuffled, tuple({pair.student for pair in self.pairs.values() if pair.shuffled}))
+        if shuffled is not None and before is not None:
+            with _again(self.model, before):
+                other = self.model(shuffled, tuple({pair.student for pair in self.pairs.values() if pair.shuffled}))
         features = {}
         for key, pair in self.pairs.items():
             source = other if pair.shuffled else outputs
@@ -134,93 +149,6 @@ class Student(nn.Module):
                 pooled = FeatureMap(self.connectors[key](pooled.values), pooled.times)
             features[key] = pooled
         return Outputs(outputs.logits, features, outputs.known)
-
-
-class Teacher:
-    """A trained model that stays as it is: in eval mode, without gradients, outside every `nn.Module`.
-
-    Args:
-        model: the trained model.
-        taps: what to hand out besides logits, and how finely.
-        remember: keep the outputs of every (clip, view) in memory. True to the view, since a view is a function of
-            its number alone; for runs that see the same views again.
-    """
-
-    def __init__(self, model: Model[Any], taps: Mapping[str, Grid], *, remember: bool = False) -> None:
-        model.check_taps(list(taps))
-        self.model = model.eval().requires_grad_(False)
-        self.taps = dict(taps)
-        self.shapes = tap_shapes(model, set(taps))
-        self._memory: dict[tuple[str, int], dict[str, Tensor]] | None = {} if remember else None
-
-    @torch.no_grad()
-    def __call__(self, view: View | Tensor, ids: Sequence[str], views: Tensor) -> Outputs:
-        """Targets for a batch of clips.
-
-        Args:
-            view: what the model takes: frames, sound, or the labels (of a text teacher).
-            ids: names of the clips.
-            views: (B,), their view numbers.
-        """
-        if self._memory is None:
-            return self._compute(view)
-        keys = list(zip(ids, views.tolist(), strict=True))
-        new = [place for place, key in enumerate(keys) if key not in self._memory]
-        if new:
-            self._store([keys[place] for place in new], self._compute(_rows(view, new)))
-        rows = [self._memory[key] for key in keys]
-        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        features = {tap: FeatureMap(stacked[tap], stacked[f"{tap}.times"]) for tap in self.taps}
-        return Outputs(stacked.get("logits"), features, stacked.get("known"))
-
-    def _compute(self, view: View | Tensor) -> Outputs:
-        outputs: Outputs = self.model(view, tuple(self.taps))
-        features = {tap: outputs.features[tap].pooled(grid) for tap, grid in self.taps.items()}
-        return Outputs(outputs.logits, features, outputs.known)
-
-    def _store(self, keys: Sequence[tuple[str, int]], outputs: Outputs) -> None:
-        assert self._memory is not None
-        whole = {
-            name: part for name, part in (("logits", outputs.logits), ("known", outputs.known)) if part is not None
-        }
-        for place, key in enumerate(keys):
-            row = {name: part[place] for name, part in whole.items()}
-            for tap, feature_map in outputs.features.items():
-                row |= {tap: feature_map.values[place].clone(), f"{tap}.times": feature_map.times[place].clone()}
-            self._memory[key] = row
-
-
-MixtureWeights = Literal["uniform", "confidence"]
-"""All teachers alike; or each by the probability that it gives the clip's class, exp(-CE) [CA-MKD, Zhang et al.
-2022], and on clips without a label by how sure it is, exp(-entropy)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """Several teachers as one: their probabilities averaged, never their logits, clip by clip. It has no features.
-
-    A teacher that says nothing of a clip (no sound) has no part in it.
-    """
-
-    of: tuple[str, ...]
-    """The teachers' names in the recipe."""
-    weights: MixtureWeights = "uniform"
-
-    def __post_init__(self) -> None:
-        if len(set(self.of)) < 2:
-            raise ValueError(f"a mixture is of at least two different teachers, got {self.of}")
-
-    def __call__(self, targets: Mapping[str, Outputs], label: Tensor) -> Outputs:
-        """The mixture's logits, log of the mean probability, from what its teachers said."""
-        said = [targets[name] for name in self.of]
-        log_probs = torch.stack([_logits(one).float().log_softmax(dim=1) for one in said])  # (M, B, K)
-        everything = torch.ones(log_probs.shape[1], dtype=torch.bool, device=log_probs.device)
-        known = torch.stack([everything if one.known is None else one.known for one in said])  # (M, B)
-        trust = _log_confidence(log_probs, label) if self.weights == "confidence" else torch.zeros_like(known.float())
-        shares = trust.masked_fill(~known, -torch.inf).softmax(dim=0).nan_to_num()  # nan where nobody knows
-        # Whatever is said of a clip that is not known has no part, not even one that is not a number.
-        mixed = torch.where(known[:, :, None], log_probs.exp() * shares[:, :, None], 0).sum(dim=0)
-        return Outputs(mixed.clamp(min=1e-12).log(), known=known.any(dim=0))
 
 
 class Objective(nn.Module):
@@ -243,7 +171,7 @@ class Objective(nn.Module):
         self.weigher = weighting.build(list(terms))
         self.learned = nn.ParameterDict(
             {
-                f"{name}|{one}": torch.tensor(start)
+                _own(name, one): torch.tensor(start)
                 for name, term in terms.items()
                 for one, start in term.loss.learned.items()
             }
@@ -254,12 +182,18 @@ class Objective(nn.Module):
                 source = (teachers or {}).get(term.teacher)
                 if not isinstance(source, Teacher):
                     raise ValueError(f"term {name!r} keeps features of teacher {term.teacher!r}, which is not given")
-                self.banks[name] = _bank(term.loss, source)
+                self.banks[_own(name, "bank")] = _bank(term.loss, source)
         self.weights: dict[str, Tensor] = {}
         """Of every term at the last step, all things considered."""
 
     def forward(
-        self, student: Outputs, targets: Mapping[str, Outputs], label: Tensor, *, progress: float = 1.0
+        self,
+        student: Outputs,
+        targets: Mapping[str, Outputs],
+        label: Tensor,
+        *,
+        ids: Sequence[str] | None = None,
+        progress: float = 1.0,
     ) -> dict[str, Tensor]:
         """Each term's own value by name, unweighted, and their weighted sum under "total".
 
@@ -270,12 +204,16 @@ class Objective(nn.Module):
             student: what `Student` returned.
             targets: teacher name -> what that teacher returned.
             label: int64 (B,), or shares (B, K).
+            ids: names of the clips, so that other views of a clip are not taken for other clips.
             progress: share of the run that is over, for the weights' schedule.
         """
         device = label.device
         # Losses are for fp32, whoever calls: Gram matrices in bf16 tell no angles.
+        clip = None
+        if ids is not None and any(term.loss.tells_clips_apart for term in self.terms.values()):
+            clip = torch.tensor([_number(one) for one in ids]).to(device, non_blocking=True)
         with torch.autocast(device.type, enabled=False):
-            found = {name: self._value(name, student, targets, label, progress) for name in self.terms}
+            found = {name: self._value(name, student, targets, label, clip, progress) for name in self.terms}
             values = torch.stack(list(found.values()))
             scheduled = torch.tensor([term.weight_at(progress) for term in self.terms.values()])
             scheduled = scheduled.to(device, non_blocking=True)
@@ -286,49 +224,34 @@ class Objective(nn.Module):
         return {**found, "total": total}
 
     def _value(
-        self, name: str, student: Outputs, targets: Mapping[str, Outputs], label: Tensor, progress: float
+        self,
+        name: str,
+        student: Outputs,
+        targets: Mapping[str, Outputs],
+        label: Tensor,
+        clip: Tensor | None,
+        progress: float,
     ) -> Tensor:
         term = self.terms[name]
         features = {pair.student_name: student.features[_key(pair, term.teacher)] for pair in term.loss.pairs()}
-        extra = {one: self.learned[f"{name}|{one}"] for one in term.loss.learned}
+        extra = {one: self.learned[_own(name, one)] for one in term.loss.learned}
         if extra:
             extra["progress"] = torch.full((), progress, device=label.device)
         mine = Outputs(student.logits, features, student.known, extra)
         if not term.loss.needs_teacher:
             return _over_known(term, mine, None, label)
         teacher = targets[term.teacher]
-        if name not in self.banks:
-            return _over_known(term, mine, teacher, label)
-        bank: Any = self.banks[name]
-        kept = Outputs(teacher.logits, teacher.features, teacher.known, bank.contents())
-        value = _over_known(term, mine, kept, label)
-        bank.push(teacher, label)
+        teacher = replace(teacher, clip=clip)
+        bank: Any = self.banks[_own(name, "bank")] if term.loss.bank != "none" else None
+        value = _over_known(term, mine, replace(teacher, extra=bank.contents()) if bank else teacher, label)
+        if bank:
+            bank.push(teacher, label)
         return value
 
     @property
     def pieces(self) -> int:
         """Pieces of time that terms want shuffled; 0 if none does."""
         return max((term.loss.pieces for term in self.terms.values()), default=0)
-
-
-def all_targets(teachers: "Mapping[str, Teacher | Mixture]", batch: Batch) -> dict[str, Outputs]:
-    """What every teacher says of its own view of the batch; one that takes no view, of the labels. Of the shuffled view
-    too, where there is one."""
-    targets = {}
-    for name, teacher in teachers.items():
-        if not isinstance(teacher, Teacher):
-            continue
-        said = teacher(batch.clips.get(name, batch.label), batch.id, batch.view)
-        if name in batch.shuffled:
-            # The shuffle is a function of clip and view: it is remembered as another clip.
-            other = teacher(batch.shuffled[name], [f"{one} shuffled" for one in batch.id], batch.view)
-            more = {f"shuffled {tap}": found for tap, found in other.features.items()}
-            said = Outputs(said.logits, {**said.features, **more}, said.known)
-        targets[name] = said
-    for name, mixture in teachers.items():
-        if isinstance(mixture, Mixture):
-            targets[name] = mixture(targets, batch.label)
-    return targets
 
 
 def wanted_taps(terms: Mapping[str, Term], teacher: str) -> dict[str, Grid]:
@@ -363,13 +286,18 @@ def check_terms(
             )
         if term.loss.pairs() and term.teacher in (mixtures or {}):
             raise ValueError(f"term {name!r} compares features, and {term.teacher!r} is a mixture, which has none")
+        if isinstance(term.loss, BinarySoftTargets) and term.teacher in (mixtures or {}):
+            raise ValueError(
+                f"term {name!r} looks at every class by itself, and {term.teacher!r} is a mixture of probabilities "
+                "that sum to 1: give each teacher a term of its own"
+            )
     cut = {term.loss.pieces for term in terms.values()} - {0}
     if len(cut) > 1:
         raise ValueError(f"terms shuffle {' and '.join(map(str, sorted(cut)))} pieces of the clips: choose one number")
 
 
 def check_clips(
-    terms: Mapping[str, Term], *, batch_size: int, unlabelled: int, clips: int, mixes: bool, several_labels: bool
+    terms: Mapping[str, Term], *, batch_size: int, unlabelled: int, mixes: bool, several_labels: bool
 ) -> None:
     """Raises a `ValueError`, which says what to do, for terms that can't learn from such clips.
 
@@ -377,7 +305,6 @@ def check_clips(
         terms: of the objective.
         batch_size: clips of a batch.
         unlabelled: how many of them have no label.
-        clips: of the training set.
         mixes: whether clips are mixed.
         several_labels: whether clips have several labels.
     """
@@ -389,6 +316,8 @@ def check_clips(
                 f"{who} compares clips of a batch with each other, at least {loss.min_clips}: set data.batch_size to "
                 f"more than {batch_size}"
             )
+        if unlabelled == batch_size and loss.needs_labels:
+            raise ValueError(f"{who} needs labels, and no clip of a batch has one: leave it out, or keep some labelled")
         if unlabelled and loss.needs_labels and loss.needs_teacher:
             raise ValueError(
                 f"{who} needs labels, and {unlabelled} clips of every batch have none: {_other_target(loss)}"
@@ -404,11 +333,10 @@ def check_clips(
             raise ValueError(f"{who} is for clips of one class, and these have several labels: take {fitting}")
         if several_labels and term.clips is not None:
             raise ValueError(f"{who} weighs clips of one class, and these have several labels: set clips to None")
-        queue = getattr(loss, "queue", 0) if loss.bank == "queue" else 0
-        if queue and not batch_size <= queue <= max(clips - batch_size, batch_size):
+        if loss.bank == "queue" and getattr(loss, "queue", 0) < batch_size:
             raise ValueError(
-                f"{who} keeps {queue} past clips; that is at least a batch ({batch_size}) and at most the training set "
-                f"without one ({clips - batch_size}), or clips would be kept twice: set its queue"
+                f"{who} keeps {getattr(loss, 'queue', 0)} past clips, which is less than a batch ({batch_size}): set "
+                "its queue to more"
             )
 
 
@@ -446,47 +374,6 @@ def check_taps(terms: Mapping[str, Term], models: Mapping[str, Model[Any]]) -> N
                     raise ValueError(f"term {name!r} compares {tap!r} of {party!r}: {error}") from error
 
 
-@torch.no_grad()
-def tap_shapes(model: Model[Any], taps: set[str]) -> dict[str, tuple[int, int, int, int]]:
-    """Steps, rows, columns and channels of each tap, found by a forward pass over one clip of nothing."""
-    if not taps:
-        return {}
-    training = model.training
-    features = model.eval()(model.blank(), tuple(taps)).features
-    model.train(training)
-    found = {}
-    for tap, feature_map in features.items():
-        _, steps, rows, columns, channels = feature_map.values.shape
-        found[tap] = (steps, rows, columns, channels)
-    return found
-
-
-def _rows(view: View | Tensor, rows: Sequence[int]) -> View | Tensor:
-    """Some of the clips."""
-    if isinstance(view, Clip):
-        return Clip(view.frames[rows], view.times[rows])
-    if isinstance(view, Sound):
-        return Sound(view.samples[rows], view.start[rows], view.heard[rows])
-    return view[rows]
-
-
-def _logits(outputs: Outputs) -> Tensor:
-    if outputs.logits is None:
-        raise ValueError("a mixture averages probabilities, and one of its teachers has no classes")
-    return outputs.logits
-
-
-def _log_confidence(log_probs: Tensor, label: Tensor) -> Tensor:
-    """Log of how far to trust each teacher on each clip: (M, B) from log-probabilities (M, B, K)."""
-    known = labelled(label)
-    if label.ndim == 1:
-        right = log_probs.gather(2, label.clamp(min=0)[None, :, None].expand(len(log_probs), -1, 1)).squeeze(2)
-    else:
-        right = (log_probs * label.clamp(min=0)).sum(dim=2)
-    minus_entropy = (log_probs.exp() * log_probs).sum(dim=2)
-    return torch.where(known, right, minus_entropy)
-
-
 def _bank(loss: Loss, source: "Teacher") -> Queue | ClassVectors:
     (pair,) = loss.pairs()
     if loss.bank == "queue":
@@ -508,7 +395,8 @@ def _over_known(term: Term, student: Outputs, teacher: Outputs | None, label: Te
         rows = torch.stack(said).all(dim=0)
         # A loss that counts the clips of all processes must be called on all of them.
         if not rows.any() and not (term.loss.relational and is_distributed()):
-            parts = [student.logits, *(feature_map.values for feature_map in student.features.values())]
+            features = (feature_map.values for feature_map in student.features.values())
+            parts = [student.logits, *features, *student.extra.values()]
             return torch.stack([0 * part.float().sum() for part in parts if part is not None]).sum()
         student, label = student.at(rows), label[rows]
         teacher = None if teacher is None else teacher.at(rows)
@@ -518,8 +406,50 @@ def _over_known(term: Term, student: Outputs, teacher: Outputs | None, label: Te
     return term.loss(student, teacher, label, term.clips(student, teacher, label).detach())
 
 
+def _random_state(model: Model[Any]) -> tuple[Tensor, Tensor | None]:
+    """Of the generators that masks are drawn from."""
+    on_gpu = model.device.type == "cuda"
+    return torch.get_rng_state(), torch.cuda.get_rng_state(model.device) if on_gpu else None
+
+
+@contextmanager
+def _again(model: Model[Any], before: tuple[Tensor, Tensor | None]) -> Iterator[None]:
+    """A second pass with the masks (dropout) of the first, which batch normalisation's statistics do not notice."""
+    after = _random_state(model)
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    momenta = [one.momentum for one in norms]
+    _set_random_state(model, before)
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.training and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.sub_(1)
+        _set_random_state(model, after)
+
+
+def _set_random_state(model: Model[Any], state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], model.device)
+
+
+def _own(term: str, what: str) -> str:
+    """What a term keeps, as a module's name: without dots, and not one that modules have already."""
+    return f"{what} of {term}".replace(".", "/")
+
+
+def _number(clip: str) -> int:
+    """Tells clips apart by their names, in every process alike."""
+    return int.from_bytes(hashlib.blake2b(clip.encode(), digest_size=7).digest(), "big")
+
+
 def _key(pair: Pair, teacher: str) -> str:
     # A dot can't stand in a module's name.
     kind = "plain" if pair.connector is None else repr(pair.connector)
+    kind = kind if pair.connector is None else f"{kind} to {pair.target}"
     when = "|shuffled" if pair.shuffled else ""
     return f"{pair.student}|{teacher}|{pair.teacher}|{pair.grid}|{kind}{when}".replace(".", "/")

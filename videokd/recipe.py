@@ -17,10 +17,11 @@ from videokd.clips.manifest import Manifest, is_url
 from videokd.clips.mixing import Mix
 from videokd.clips.views import Augment
 from videokd.config import check_types, from_plain, import_file, nearest, to_plain
-from videokd.distill import Mixture, Term
+from videokd.distill import Term
 from videokd.machine import Machine
 from videokd.models import ModelConfig
 from videokd.optim import AdamW
+from videokd.teachers import Mixture
 from videokd.weighting import FixedWeights, Weighting
 
 

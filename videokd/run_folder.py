@@ -15,7 +15,8 @@ _STEP = "step"
 
 
 class RunFolder:
-    """A folder with recipe.json, metrics.jsonl, checkpoint.safetensors, and at the end the model and its scores.
+    """A folder with recipe.json, fitted.json, metrics.jsonl, checkpoint.safetensors, and at the end the model and its
+    scores; nothing is written before `begin`.
 
     Raises:
         ValueError: if a new run would overwrite what the folder holds, or there is no run to resume.
@@ -38,8 +39,17 @@ class RunFolder:
             raise ValueError(f"{self.path} already holds a run; go on with {go_on}, or name another --out")
         elif self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {written}):
             raise ValueError(f"{self.path} already holds something else; name another --out")
+        self._recipe = recipe
+
+    def begin(self) -> None:
+        """Makes the folder, and writes the recipe into it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(written, recipe)
+        write_text(self.path / "recipe.json", self._recipe)
+
+    @property
+    def fitted_path(self) -> Path:
+        """What losses took from the data before the first step, so that a resumed run takes the same."""
+        return self.path / "fitted.json"
 
     @property
     def metrics_path(self) -> Path:

@@ -27,9 +27,9 @@ from videokd.clips.manifest import Manifest, is_url
 from videokd.clips.mixing import mixed
 from videokd.clips.order import BatchOrder
 from videokd.clips.shuffling import check_pieces, with_shuffled
-from videokd.config import differing_fields, to_plain
+from videokd.config import differing_fields, from_plain, to_plain
 from videokd.contracts import UNLABELLED, FeatureMap, Outputs, Sound, ViewSpec, labelled
-from videokd.distill import Mixture, Student, Teacher, Term, all_targets, check_clips, check_terms, wanted_taps
+from videokd.distill import Student, Term, check_clips, check_terms, wanted_taps
 from videokd.evaluate import predict, scores
 from videokd.losses import Facts
 from videokd.machine import seed_step, terminal
@@ -38,6 +38,7 @@ from videokd.models.cost import cost
 from videokd.models.model import nameless
 from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher
 from videokd.run_folder import RunFolder, write_text
+from videokd.teachers import Mixture, Teacher, all_targets
 from videokd.weighting import FixedWeights
 
 LOG_EVERY = 10  # steps
@@ -80,6 +81,7 @@ def train(
     started = time.monotonic()
     recipe = recipes.anchored(recipe)
     device = recipe.machine.find()
+    run = RunFolder(folder, recipe=recipes.dump(recipe), resume=resume)
     manifest = recipe.data.manifest()
     if manifest.multi_label and recipe.data.val_split:
         raise ValueError(
@@ -101,7 +103,6 @@ def train(
         recipe.objective,
         batch_size=recipe.data.batch_size,
         unlabelled=recipe.data.unlabelled_per_batch,
-        clips=len(train_set.videos),
         mixes=recipe.data.mix is not None,
         several_labels=manifest.multi_label,
     )
@@ -118,20 +119,28 @@ def train(
     clips = _dataset(train_set, recipe, specs, memory, train=True)
     val_clips = _dataset(val_set, recipe, {"student": specs["student"]}, memory, train=False) if val_set else None
     order = _order(clips, recipe, console)
-    terms = fitted(recipe, clips, order, teachers)
+    begun = resume and run.fitted_path.is_file()
+    terms = (
+        from_plain(json.loads(run.fitted_path.read_text(encoding="utf-8")))
+        if begun
+        else fitted(recipe, clips, order, teachers)
+    )
     found = {
         name: differing_fields(to_plain(recipe.objective[name].loss), to_plain(terms[name].loss)) for name in terms
     }
-    for name, fields in found.items():
+    for name, fields in found.items() if not begun else ():
         for one, (_, value) in fields.items():
             console.print(f"{name}: {one} {value if not isinstance(value, list) else 'taken from the training set'}")
     student = Student(model, terms, teachers, recipe.weighting).to(device)
     objective, pieces = student.objective, student.objective.pieces
+    shuffling = {"student", *(term.teacher for term in terms.values() if term.loss.pieces)}
     if pieces:
-        check_pieces(pieces, specs)
+        check_pieces(pieces, shuffling, specs)
     optimizer = recipe.optim.build(student)
     # Everything that could be refused has been: from here on there is a run.
-    run = RunFolder(folder, recipe=recipes.dump(recipe), resume=resume)
+    run.begin()
+    if not begun and any(found.values()):
+        write_text(run.fitted_path, json.dumps(to_plain(terms), indent=2) + "\n")
     start = run.restore(student, optimizer) if resume else 0
     order.steps = range(start, recipe.optim.steps)
     if memory is not None:
@@ -164,7 +173,7 @@ def train(
             if recipe.data.mix is not None:
                 batch = mixed(batch, recipe.data.mix, num_classes=len(clips.classes), seed=recipe.seed, step=step)
             if pieces:
-                batch = with_shuffled(batch, pieces)
+                batch = with_shuffled(batch, pieces, shuffling)
             seed_step(recipe.seed, step)
             lr = recipe.optim.lr_at(step - 1)
             for group in optimizer.param_groups:
@@ -173,7 +182,7 @@ def train(
             with recipe.machine.autocast(device):
                 targets = all_targets(teachers, batch)
                 outputs = student(batch.clips["student"], batch.shuffled.get("student"))
-            losses = objective(outputs, targets, batch.label, progress=step / recipe.optim.steps)
+            losses = objective(outputs, targets, batch.label, ids=batch.id, progress=step / recipe.optim.steps)
             _check_finite(losses, step)
             losses["total"].backward()
             limit = float("inf") if recipe.optim.clip_norm is None else recipe.optim.clip_norm
@@ -251,7 +260,13 @@ def fitted(
         order.steps = range(min(CALIBRATION_BATCHES, recipe.optim.steps))
         device = recipe.machine.find()
         policy, limit = recipe.data.on_bad_video, recipe.data.time_limit
-        for batch in batches(clips, order, workers=recipe.data.workers, on_bad_video=policy, time_limit=limit):
+        for step, batch in enumerate(
+            batches(clips, order, workers=recipe.data.workers, on_bad_video=policy, time_limit=limit), start=1
+        ):
+            if not batch.id:
+                continue  # the loop says of which videos
+            if recipe.data.mix is not None:
+                batch = mixed(batch, recipe.data.mix, num_classes=len(clips.classes), seed=recipe.seed, step=step)
             with recipe.machine.autocast(device):
                 targets = all_targets(teachers, batch.to(device))
             for name in wanting:

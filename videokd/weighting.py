@@ -1,10 +1,11 @@
 """Weights: of an objective's terms, from step to step; and of the clips of a term."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,10 +81,13 @@ class ScaleNormalised(Weighting):
     reference: str = "hard"
     """The term whose size is taken."""
     momentum: float = 0.99
-    """Of the running means; at first they are plain means."""
+    """Of the running means; at first they are plain means. A term that is zero (no clip counted) keeps its mean."""
+    limit: float = 1000.0
+    """A factor is at most this, and at least one over it."""
 
     def __post_init__(self) -> None:
         in_range(momentum=(self.momentum, 0, 1))
+        at_least(1, limit=self.limit)
 
     def build(self, names: Sequence[str]) -> Weigher:
         """See `Weighting.build`."""
@@ -96,16 +100,17 @@ class _ScaleNormalised(Weigher):
 
     def __init__(self, names: Sequence[str], config: ScaleNormalised) -> None:
         super().__init__(names)
-        self.reference, self.momentum = _place(config.reference, names), config.momentum
+        self.reference, self.config = _place(config.reference, names), config
         self.register_buffer("mean", torch.zeros(len(names)))
-        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("steps", torch.zeros(len(names)))
 
     def forward(self, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor | float]:
-        self.steps += 1
+        found = mean_over_processes(torch.stack(list(losses))).abs()
+        self.steps += found > 0
         # The plain mean until it reaches as far back as the running one.
-        momentum = torch.clamp(1 - 1 / self.steps, max=self.momentum)
-        self.mean.lerp_(mean_over_processes(torch.stack(list(losses))).abs(), 1 - momentum)
-        return self.mean[self.reference] / self.mean.clamp(min=1e-8), 0.0
+        momentum = (1 - 1 / self.steps.clamp(min=1)).clamp(max=self.config.momentum)
+        self.mean.copy_(torch.where(found > 0, found + momentum * (self.mean - found), self.mean))
+        return _ratios(self.mean[self.reference], self.mean, self.config.limit), 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +230,7 @@ class _GradientRatio(Weigher):
             self._measure(losses)
         self._step += 1
         self.steps += 1
-        wanted = self.config.target * self.norms[self.reference] / self.norms.clamp(min=1e-12)
-        factors = wanted.clamp(1 / self.config.limit, self.config.limit)
+        factors = _ratios(self.config.target * self.norms[self.reference], self.norms, self.config.limit)
         factors[self.reference] = 1.0
         return factors, 0.0
 
@@ -262,16 +266,31 @@ class RandomWeights(Weighting):
     """A control: N times the softmax of normal random numbers, new at every step. A scheme that adapts must beat it."""
 
     paper: ClassVar[str] = "RLW, Lin et al. 2022, arXiv 2111.10603"
+    seed: int = 0
 
     def build(self, names: Sequence[str]) -> Weigher:
         """See `Weighting.build`."""
-        return _Random(names)
+        return _Random(names, self)
 
 
 class _Random(Weigher):
+    steps: Tensor
+
+    def __init__(self, names: Sequence[str], config: RandomWeights) -> None:
+        super().__init__(names)
+        self.seed = config.seed
+        self._step = -1  # the buffer's value, where it can be read without waiting for the device
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
     def forward(self, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor | float]:
-        # Drawn on the CPU, from a generator that is seeded by the step: the same for every process and device.
-        return len(losses) * torch.randn(len(losses)).softmax(dim=0).to(losses[0].device), 0.0
+        if self._step < 0:
+            self._step = int(self.steps)
+        # A generator of its own: the same for every process, device and model.
+        rng = np.random.default_rng([self.seed, self._step])
+        self._step += 1
+        self.steps += 1
+        drawn = torch.from_numpy(rng.standard_normal(len(losses))).float().softmax(dim=0)
+        return len(losses) * drawn.to(losses[0].device, non_blocking=True), 0.0
 
 
 @dataclass(frozen=True)
@@ -340,14 +359,15 @@ def _norm(loss: Tensor, parameter: Tensor) -> Tensor:
     return norm
 
 
+def _ratios(wanted: Tensor, found: Tensor, limit: float) -> Tensor:
+    """wanted / found (N,), within the limit; 1 where either is not known yet."""
+    known = (found > 0) & (wanted > 0)
+    return torch.where(known, (wanted / found.clamp(min=1e-30)).clamp(1 / limit, limit), 1.0)
+
+
 def _place(name: str, names: Sequence[str]) -> int:
     if name not in names:
         raise ValueError(
             f"the weights are measured by term {name!r}, which the objective does not have{nearest(name, names)}"
         )
     return list(names).index(name)
-
-
-def named_weights(names: Sequence[str], weights: Tensor) -> Mapping[str, Tensor]:
-    """One weight a name."""
-    return dict(zip(names, weights.detach().unbind(), strict=True))

@@ -8,9 +8,10 @@ Their probabilities are averaged, each by how sure it is of the clip's class; fe
 from dataclasses import replace
 from pathlib import Path
 
-from videokd.distill import Mixture, Term
+from videokd.distill import Term
 from videokd.losses import CrossEntropy, FrameFeatures, SoftTargets
 from videokd.recipe import TrainedTeacher, load
+from videokd.teachers import Mixture
 
 alone = load(Path(__file__).with_name("alone.py"))
 

@@ -54,6 +54,19 @@ def test_the_order_is_a_function_of_clip_and_view() -> None:
 
 
 def test_pieces_that_do_not_divide_the_frames_are_refused() -> None:
-    check_pieces(4, {"student": InputSpec(frames=8, size=32)})
+    check_pieces(4, {"student"}, {"student": InputSpec(frames=8, size=32), "other": InputSpec(frames=7, size=32)})
     with pytest.raises(ValueError, match="teacher sees 8 frames, which can't be cut into 3 equal pieces"):
-        check_pieces(3, {"student": InputSpec(frames=6, size=32), "teacher": InputSpec(frames=8, size=32)})
+        check_pieces(
+            3,
+            {"student", "teacher"},
+            {"student": InputSpec(frames=6, size=32), "teacher": InputSpec(frames=8, size=32)},
+        )
+
+
+def test_a_party_without_frames_or_sound_is_refused() -> None:
+    with pytest.raises(ValueError, match="words neither looks nor listens"):
+        check_pieces(2, {"student", "words"}, {"student": InputSpec(frames=8, size=32)})
+
+
+def test_parties_that_nobody_asks_for_are_left_out() -> None:
+    assert set(with_shuffled(batch(), 4, {"student", "teacher"}).shuffled) == {"student", "teacher"}

@@ -48,7 +48,7 @@ from videokd.losses import (
     Variational,
 )
 from videokd.losses.logits import auto_temperature
-from videokd.losses.relations import BANK, BANK_FILLED, BANK_LABEL
+from videokd.losses.relations import BANK, BANK_CLIP, BANK_FILLED, BANK_LABEL, NO_CLIP
 
 B, T, H, W, C, K = 5, 4, 3, 2, 7, 6
 SEEDS = [0, 1, 2]
@@ -754,6 +754,7 @@ OF_CLIPS = np.array([0, 3, UNLABELLED, UNLABELLED, 3])
 
 def banked(values: Array, bank: Array) -> Outputs:
     extra = {BANK: tensor(bank), BANK_FILLED: torch.from_numpy(FILLED), BANK_LABEL: torch.from_numpy(BANK_CLASSES)}
+    extra[BANK_CLIP] = torch.full((len(bank),), NO_CLIP)
     return Outputs(None, of_clip(values).features, extra=extra)
 
 
@@ -951,3 +952,49 @@ def test_through_head() -> None:
     vectors = np.maximum(normalised(x @ weight.T, gain, bias), 0)
     answers = vectors @ HEAD.weight.double().numpy().T + HEAD.bias.double().numpy()
     assert_gives(module, x, np.concatenate([vectors, answers], axis=-1))
+
+
+def test_other_views_of_a_clip_are_no_counter_examples() -> None:
+    s, t, bank = drawn(0, 3, C), drawn(1, 3, C), drawn(2, 4, C)
+    unknown = torch.full((3,), UNLABELLED)
+
+    def value(teacher_clips: list[int], kept_clips: list[int]) -> float:
+        features = of_clip(t).features
+        extra = {
+            BANK: tensor(bank),
+            BANK_FILLED: torch.ones(4, dtype=torch.bool),
+            BANK_LABEL: torch.full((4,), UNLABELLED),
+            BANK_CLIP: torch.tensor(kept_clips),
+        }
+        teacher = Outputs(None, features, None, extra, torch.tensor(teacher_clips))
+        return valued(CRD(), of_clip(s), teacher, unknown)
+
+    e_s, e_t, e_b = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (s, t, bank))
+    within, kept = e_s @ e_t.T / 0.07, e_s @ e_b.T / 0.07
+    # Clips 0 and 2 are views of one; so is the second of the queue; the fourth is a view of clip 1.
+    within[0, 2] = within[2, 0] = kept[0, 1] = kept[2, 1] = kept[1, 3] = -np.inf
+    forward = [-np.log(softmax(np.concatenate([within[b], kept[b]]))[b]) for b in range(3)]
+    backward = [-np.log(softmax(within[:, b])[b]) for b in range(3)]
+    assert value([7, 8, 7], [1, 7, 2, 8]) == near((np.mean(forward) + np.mean(backward)) / 2)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-5, 1e-4])
+def test_clips_that_are_nearly_the_same_have_no_wild_angles_or_distances(apart: float) -> None:
+    # Vectors as wide as a network's, far from the origin, two of them alike but for rounding.
+    s, t = tensor(drawn(0, 16, 512, mean=3)), tensor(drawn(1, 16, 512))
+    s[1] = s[0] + apart * tensor(drawn(2, 1, 512))[0]
+    plain = tensor(drawn(0, 16, 512, mean=3))
+    for loss in (RKDAngle(), RKDDistance()):
+        sizes = []
+        for one in (plain, s):
+            leaf = one.clone().requires_grad_()
+            value = loss(of_clip_tensor(leaf), of_clip_tensor(t), torch.zeros(16))
+            value.backward()
+            assert leaf.grad is not None
+            sizes.append((value.item(), leaf.grad.abs().max().item()))
+        assert sizes[1][0] < 10 * sizes[0][0] + 0.1
+        assert sizes[1][1] < 20 * sizes[0][1]
+
+
+def of_clip_tensor(values: torch.Tensor) -> Outputs:
+    return Outputs(None, {"clip": FeatureMap(values[:, None, None, None], torch.zeros(len(values), 1))})

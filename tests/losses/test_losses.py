@@ -34,7 +34,7 @@ from videokd.losses import (
     Variational,
 )
 from videokd.losses.align import layer_normalised
-from videokd.losses.relations import BANK, BANK_FILLED, BANK_LABEL
+from videokd.losses.relations import BANK, BANK_CLIP, BANK_FILLED, BANK_LABEL
 
 B, T, C, K = 4, 6, 5, 4
 LABEL = torch.tensor([0, 3, UNLABELLED, 3])
@@ -77,6 +77,7 @@ def teacher_of(loss: Loss, seed: int = 1, shift: float = 0.0) -> Outputs:
             BANK: torch.randn(Q, C, generator=generator),
             BANK_FILLED: torch.arange(Q) < 4,
             BANK_LABEL: torch.arange(Q) % K,
+            BANK_CLIP: torch.arange(Q),
         }
     return Outputs(torch.randn(B, K, generator=generator), features, None, extra)
 

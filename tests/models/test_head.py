@@ -7,7 +7,7 @@ from conftest import random_clip
 from tiny_models import CLASSES, SMALL, built
 
 from videokd.models import CompactShift, Conv3d, SimKD, VideoResNet
-from videokd.models.head import class_vectors, linear_head
+from videokd.models.head import class_vectors, linear_head, looks_at_order
 
 
 @pytest.mark.parametrize("name", ["Conv3d", "CompactShift", "R3D-18", "MobileNetV3 gru", "Swin3D-T", "VideoMAE", "mel"])
@@ -71,3 +71,41 @@ def test_simkd_says_what_does_not_fit() -> None:
         SimKD(student=CompactShift(), width=2, factor=4)
     with pytest.raises(ValueError, match=r"leaves out the head of its student, and VideoResNetModel has none so named"):
         SimKD(student=VideoResNet(input=SMALL, weights=None), width=12).build(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "relu", "taps", "message"),
+    [
+        (
+            "Swin3D-T",
+            True,
+            {"clip"},
+            "and tap 'clip' of teacher 'teacher' has values below 0: set relu to False",
+        ),
+        ("VideoMAE", False, {"frames"}, "is not the mean of its tap 'frames': compare \"clip\""),
+        ("VideoMAE", False, {"clip"}, None),
+        ("R3D-18", True, {"frames"}, None),
+    ],
+)
+def test_simkd_refuses_a_last_layer_whose_input_it_can_not_give(
+    name: str, relu: bool, taps: set[str], message: str | None, originals: Path
+) -> None:
+    teacher = built(name, originals)
+    weight, _ = linear_head(teacher)
+    model = SimKD(student=CompactShift(width=4, input=SMALL), width=weight.shape[1], relu=relu).build(CLASSES)
+    if message is None:
+        model.take_head_of(teacher, taps)
+        assert torch.equal(model.head.weight, weight)
+        return
+    with pytest.raises(ValueError, match=message):
+        model.take_head_of(teacher, taps)
+
+
+ORDER = {"MobileNetV3 average": False, "MobileNetV3 gru": True, "Conv3d": True, "mel": True, "class names": False}
+
+
+@pytest.mark.parametrize(("name", "looks"), ORDER.items())
+def test_whether_a_model_looks_at_the_order_of_frames_is_found(name: str, looks: bool, originals: Path) -> None:
+    model = built(name, originals).train()
+    assert looks_at_order(model, "clip") is looks
+    assert model.training

@@ -17,8 +17,7 @@ from videokd.losses.connectors import (
     ThroughHead,
     Variational,
 )
-from videokd.losses.imbalance import on_device
-from videokd.losses.loss import ClipwiseLoss, Facts, FrameLoss, Loss, Pair, above_zero, at_least, in_range
+from videokd.losses.loss import ClipwiseLoss, Facts, FrameLoss, Loss, Pair, above_zero, at_least, in_range, on_device
 
 Distance = Literal["smooth_l1", "cosine", "mse"]
 Targets = Literal["layer_normalised", "whitened", "raw"]
@@ -71,7 +70,7 @@ class ClipFeatures(_Hint, ClipwiseLoss):
 
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of clip vectors."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=self.connector),)
+        return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=self.connector, target=self.targets),)
 
     def fitted(self, facts: Facts) -> Self:
         """See `Loss.fitted`."""
@@ -93,9 +92,9 @@ class FrameFeatures(_Hint, FrameLoss):
     paper: ClassVar[str] = "hints, Romero et al. 2015, arXiv 1412.6550, frame by frame"
 
     @property
-    def projection(self) -> Connector | None:
-        """See `FrameLoss.projection`."""
-        return self.connector
+    def wanted(self) -> str:
+        """See `FrameLoss.wanted`."""
+        return self.targets
 
     def fitted(self, facts: Facts) -> Self:
         """See `Loss.fitted`."""
@@ -128,7 +127,7 @@ class MapFeatures(_Hint, _MapLoss):
 
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of maps."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="map", connector=self.connector),)
+        return (Pair(self.student_tap, self.teacher_tap, grid="map", connector=self.connector, target=self.targets),)
 
     def fitted(self, facts: Facts) -> Self:
         """See `Loss.fitted`."""

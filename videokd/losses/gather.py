@@ -41,7 +41,7 @@ class _Gather(torch.autograd.Function):
         world, rank = dist.get_world_size(), dist.get_rank()
         rows = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(world)]
         dist.all_gather(rows, torch.tensor([len(values)], device=values.device))
-        sizes = [int(row) for row in rows]
+        sizes: list[int] = torch.cat(rows).tolist()
         padded = values.new_zeros(max(sizes), *values.shape[1:])
         padded[: len(values)] = values
         parts = [torch.empty_like(padded) for _ in range(world)]

@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from videokd.contracts import Outputs
 from videokd.losses.logits import CrossEntropy, SoftTargets, divergence, known_temperature, logits_of
-from videokd.losses.loss import Facts, at_least
+from videokd.losses.loss import Facts, at_least, on_device
 
 Counts = tuple[int, ...] | None
 """Labelled training clips of every class; None counts those of the training set."""
@@ -94,12 +93,6 @@ def effective_weights(counts: tuple[int, ...], beta: float) -> tuple[float, ...]
     """
     raw = [(1 - beta) / (1 - beta ** max(count, 1)) for count in counts]
     return tuple(len(raw) * one / sum(raw) for one in raw)
-
-
-@lru_cache(maxsize=64)
-def on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """float32, made once."""
-    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _of(counts: Counts, logits: Tensor) -> tuple[int, ...]:

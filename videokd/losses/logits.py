@@ -116,7 +116,8 @@ class CurriculumSoftTargets(ClipwiseLoss):
     """`SoftTargets` whose temperature is learned against the student: from soft to hard by making the loss larger.
 
     The temperature is start + span * sigmoid(theta); theta's gradient is reversed and scaled from 0 to 1 by a cosine
-    over the first `ramp` of the run. As published, the gradient passes through T^2 too.
+    over the first `ramp` of the run. As published, the gradient passes through T^2 too. AdamW makes steps of about the
+    learning rate whatever the gradient's size, so that there the ramp says only when theta begins to move.
     """
 
     paper: ClassVar[str] = "CTKD, Li et al. 2023, arXiv 2211.16231 (global temperature)"

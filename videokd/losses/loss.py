@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from videokd.contracts import Grid, Outputs
-from videokd.losses.connectors import Connector, Linear
+from videokd.losses.connectors import Connector
 
 Bank = Literal["none", "queue", "classes"]
 """What a term keeps of its teacher: nothing, its last clip vectors, or the vectors by which it tells classes apart."""
@@ -24,6 +25,8 @@ class Pair:
     grid: Grid
     connector: Connector | None = None
     """From the student's features to the teacher's; None compares them as they are."""
+    target: str = "raw"
+    """What the connected features are to be: of pairs that want the same, the connector is shared."""
     shuffled: bool = False
     """Of the clip with its pieces of time shuffled, in place of the clip as it was filmed."""
 
@@ -66,6 +69,8 @@ class Loss(ABC):
     """Whether it is right for clips that have several labels."""
     relational: ClassVar[bool] = False
     """Whether it compares clips of a batch with each other: then it counts those of all processes."""
+    tells_clips_apart: ClassVar[bool] = False
+    """Whether it must know which clips are views of one."""
     min_clips: ClassVar[int] = 1
     """Clips of a batch under which it says nothing."""
     min_steps: ClassVar[int] = 1
@@ -150,15 +155,17 @@ class FrameLoss(Loss):
 
     student_tap: str = "frames"
     teacher_tap: str = "frames"
+    connector: Connector | None = None
+    """From the student's features to the teacher's; None compares them as they are."""
 
     @property
-    def projection(self) -> Connector | None:
-        """From the student's features to the teacher's width; losses on the same taps share it."""
-        return Linear()
+    def wanted(self) -> str:
+        """What the connected features are to be; losses on the same taps that want the same share their connector."""
+        return "layer_normalised"
 
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of frame vectors."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="frames", connector=self.projection),)
+        return (Pair(self.student_tap, self.teacher_tap, "frames", self.connector, self.wanted),)
 
 
 def in_range(**values: tuple[float, float, float]) -> None:
@@ -179,3 +186,9 @@ def above_zero(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
+
+
+@lru_cache(maxsize=64)
+def on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32, made once."""
+    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -15,10 +15,12 @@ from videokd.losses.gather import gathered
 from videokd.losses.logits import divergence
 from videokd.losses.loss import Bank, Loss, Pair, above_zero, at_least
 
-BANK, BANK_FILLED, BANK_LABEL = "bank", "bank filled", "bank label"
-"""Under these names `teacher.extra` holds a bank: vectors (Q, C), whether each is there bool (Q,), class int64 (Q,)."""
+BANK, BANK_FILLED, BANK_LABEL, BANK_CLIP = "bank", "bank filled", "bank label", "bank clip"
+"""Under these names `teacher.extra` holds a bank: vectors (Q, C), whether each is there bool (Q,), its class and which
+clip it is, int64 (Q,)."""
 
 _TINY = 1e-12
+_ROUNDING = 1e-5  # of a squared distance made of inner products in fp32, relative to the squared lengths
 _ANCHORS = 8  # at once, of the angles
 
 
@@ -81,7 +83,7 @@ class RKDAngle(_ClipRelation):
         clips = len(one)
         total = one.new_zeros(())
         for anchors in torch.arange(clips, device=one.device).split(_ANCHORS):
-            found = checkpoint(_angle_error, one, other, anchors, use_reentrant=False)
+            found = checkpoint(_angle_error, one, other, anchors, use_reentrant=False, preserve_rng_state=False)
             assert isinstance(found, Tensor)
             total = total + found
         return total / (clips * (clips - 1) * (clips - 2))
@@ -127,7 +129,8 @@ class PKT(_ClipRelation):
 @dataclass(frozen=True, kw_only=True)
 class CRD(Loss):
     """Contrast: of all teacher's vectors, in the batch and in a queue of past ones, a student's must be nearest to that
-    of its own clip; and the teacher's, of all students' in the batch. Clips of one class are no counter-examples.
+    of its own clip; and the teacher's, of all students' in the batch. Clips of one class, and other views of the clip
+    itself, are no counter-examples.
 
     Departures: InfoNCE [Oord et al. 2018] over batch and queue in place of noise contrast over a memory of every clip;
     the student is projected to the teacher's width, the teacher is not projected. Its floor is above zero.
@@ -135,10 +138,11 @@ class CRD(Loss):
 
     paper: ClassVar[str] = "CRD, Tian et al. 2020, arXiv 1910.10699; published weight 0.8"
     relational: ClassVar[bool] = True
+    tells_clips_apart: ClassVar[bool] = True
     min_clips: ClassVar[int] = 2
     temperature: float = 0.07
     queue: int = 1024
-    """Past teacher's vectors; 0 for the batch alone. Fewer than the training clips."""
+    """Past teacher's vectors; 0 for the batch alone."""
     connector: Connector | None = Linear()
     """From the student's features to the teacher's width."""
     student_tap: str = "clip"
@@ -155,27 +159,26 @@ class CRD(Loss):
 
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of clip vectors."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=self.connector),)
+        return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=self.connector, target="direction"),)
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over clips of both directions."""
         assert teacher is not None
         one = gathered(unit(clip_vectors(student, self.student_tap)))
         other = gathered(unit(clip_vectors(teacher, self.teacher_tap)))
-        classes = gathered(class_numbers(label))
+        classes, clips = gathered(class_numbers(label)), gathered(clip_numbers(teacher, len(label)))
         if len(one) < self.min_clips:
             return nothing(student, self.student_tap)
         logits = one @ other.T / self.temperature
-        alike = (classes[:, None] == classes[None]) & (classes != UNLABELLED)
+        alike = _alike(classes, clips, classes, clips)
         alike.fill_diagonal_(False)
         logits = logits.masked_fill(alike, -torch.inf)
         own = torch.arange(len(one), device=one.device)
         backward = F.cross_entropy(logits.T, own)
         if BANK in teacher.extra:
             more = one @ unit(teacher.extra[BANK]).T / self.temperature
-            no_example = ~teacher.extra[BANK_FILLED][None] | (
-                (classes[:, None] == teacher.extra[BANK_LABEL][None]) & (classes[:, None] != UNLABELLED)
-            )
+            kept = teacher.extra
+            no_example = ~kept[BANK_FILLED][None] | _alike(classes, clips, kept[BANK_LABEL], kept[BANK_CLIP])
             logits = torch.cat([logits, more.masked_fill(no_example, -torch.inf)], dim=1)
         return (F.cross_entropy(logits, own) + backward) / 2
 
@@ -194,7 +197,7 @@ class BankAffinity(Loss):
     of: Literal["queue", "classes"] = "queue"
     """Which bank."""
     queue: int = 1024
-    """Past vectors, of a queue. Fewer than the training clips."""
+    """Past vectors, of a queue."""
     connector: Connector | None = Linear()
     """From the student's features to the teacher's width."""
     student_tap: str = "clip"
@@ -216,7 +219,7 @@ class BankAffinity(Loss):
 
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of clip vectors."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=self.connector),)
+        return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=self.connector, target="direction"),)
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips of this process."""
@@ -242,6 +245,26 @@ def class_numbers(label: Tensor) -> Tensor:
     return torch.where(pure & (label.clamp(min=0).sum(dim=1) == 1), label.argmax(dim=1), UNLABELLED)
 
 
+NO_CLIP = -1
+"""The number of a clip that is not told apart from others."""
+
+
+def clip_numbers(outputs: Outputs, clips: int) -> Tensor:
+    """Which clip each is, int64 (B,); NO_CLIP where that is not known."""
+    if outputs.clip is not None:
+        return outputs.clip
+    assert outputs.logits is not None or outputs.features
+    here = next(iter(outputs.features.values())).values if outputs.features else outputs.logits
+    assert here is not None
+    return torch.full((clips,), NO_CLIP, device=here.device)
+
+
+def _alike(classes: Tensor, clips: Tensor, other_classes: Tensor, other_clips: Tensor) -> Tensor:
+    """Whether two are of one class, or the same clip: bool (B, Q)."""
+    one_class = (classes[:, None] == other_classes[None]) & (classes[:, None] != UNLABELLED)
+    return one_class | ((clips[:, None] == other_clips[None]) & (clips[:, None] != NO_CLIP))
+
+
 def nothing(student: Outputs, tap: str) -> Tensor:
     """Zero, with a gradient of zero."""
     return 0 * student.features[tap].values.float().sum()
@@ -256,9 +279,9 @@ def _gram(vectors: Tensor) -> Tensor:
 def _distances(gram: Tensor) -> Tensor:
     """Distances (B, B) between all clips; 0 to oneself."""
     squares = gram.diagonal()
-    squared = squares[:, None] + squares[None] - 2 * gram
-    # Clamped under the root: at 0 its gradient is infinite.
-    distances = squared.clamp(min=_TINY).sqrt()
+    scale = squares[:, None] + squares[None]
+    # Clamped under the root, at what is mere rounding: there its gradient has no meaning, and at 0 no end.
+    distances = torch.maximum(scale - 2 * gram, _ROUNDING * scale.detach()).clamp(min=_TINY).sqrt()
     return distances.masked_fill(torch.eye(len(gram), dtype=torch.bool, device=gram.device), 0.0)
 
 
@@ -272,11 +295,12 @@ def _angles(gram: Tensor, anchors: Tensor) -> Tensor:
     """Cosine (A, B, B) of the angle at each anchor j between i and k; 0 where they are not three clips."""
     near = gram[anchors]  # (A, B): <j, i>
     inner = gram[None] - near[:, :, None] - near[:, None, :] + gram.diagonal()[anchors][:, None, None]
-    lengths = inner.diagonal(dim1=1, dim2=2).clamp(min=_TINY).sqrt()
-    cosines = inner / (lengths[:, :, None] * lengths[:, None, :])
-    clips = torch.arange(len(gram), device=gram.device)
-    is_anchor = clips[None] == anchors[:, None]
-    degenerate = is_anchor[:, :, None] | is_anchor[:, None, :] | (clips[:, None] == clips[None])[None]
+    squares, clips = inner.diagonal(dim1=1, dim2=2), torch.arange(len(gram), device=gram.device)
+    lengths = squares.clamp(min=_TINY).sqrt()
+    cosines = (inner / (lengths[:, :, None] * lengths[:, None, :])).clamp(-1, 1)
+    # Two clips that are the same but for rounding have no direction between them.
+    same = squares <= _ROUNDING * (gram.diagonal()[anchors][:, None] + gram.diagonal()[None])
+    degenerate = same[:, :, None] | same[:, None, :] | (clips[:, None] == clips[None])[None]
     return cosines.masked_fill(degenerate, 0.0)
 
 

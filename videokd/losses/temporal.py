@@ -27,11 +27,6 @@ class TemporalDifference(FrameLoss):
     connector: Connector | None = Linear()
     """From the student's features to the teacher's width."""
 
-    @property
-    def projection(self) -> Connector | None:
-        """See `FrameLoss.projection`."""
-        return self.connector
-
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips' steps."""
         aligned = _aligned(self, student, teacher)
@@ -51,11 +46,6 @@ class TemporalAffinity(FrameLoss):
 
     paper: ClassVar[str] = "after SP, Tung and Mori 2019, arXiv 1907.09682"
     min_steps: ClassVar[int] = 2
-
-    @property
-    def projection(self) -> Connector | None:
-        """None: widths may differ."""
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips' pairs of steps."""
@@ -80,11 +70,6 @@ class TemporalSpectrum(FrameLoss):
     part: Literal["amplitude", "complex"] = "amplitude"
     connector: Connector | None = Linear()
     """From the student's features to the teacher's width."""
-
-    @property
-    def projection(self) -> Connector | None:
-        """See `FrameLoss.projection`."""
-        return self.connector
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over clips, frequencies from 0 on, and channels; of "complex", summed over its two parts."""

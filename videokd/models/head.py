@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videokd.contracts import Clip, Sound
+from videokd.contracts import Clip, Outputs, Sound
 from videokd.models.model import Model
 
 
@@ -17,9 +17,7 @@ def linear_head(model: Model[Any]) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if none of its layers does: its logits are something else than a linear layer over that tap.
     """
-    training = model.training
-    outputs = model.eval()(_noise(model), ("clip",))
-    model.train(training)
+    outputs = _quietly(model, _noise(model), ("clip",))
     clip = outputs.features["clip"].values[:, 0, 0, 0].float()
     logits = outputs.logits
     for layer in model.modules() if logits is not None else ():
@@ -46,6 +44,33 @@ def class_vectors(model: Model[Any]) -> Tensor:
     """
     words = getattr(model, "words", None)
     return words.detach().float() if isinstance(words, Tensor) else linear_head(model)[0]
+
+
+@torch.no_grad()
+def clip_by_frames(model: Model[Any]) -> tuple[Tensor, Tensor]:
+    """A model's tap "clip" and the mean of its tap "frames", of two clips of noise: (2, C) and (2, C')."""
+    features = _quietly(model, _noise(model), ("clip", "frames")).features
+    return features["clip"].values[:, 0, 0, 0].float(), features["frames"].pooled("clip").values[:, 0, 0, 0].float()
+
+
+@torch.no_grad()
+def looks_at_order(model: Model[Any], tap: str) -> bool:
+    """Whether a tap's mean over the clip changes if the frames come the other way round."""
+    view = _noise(model)
+    if not isinstance(view, Clip | Sound):
+        return False
+    pieces = view.frames.shape[1] if isinstance(view, Clip) else 16
+    backwards = torch.arange(pieces - 1, -1, -1, device=model.device).expand(2, pieces)
+    seen = [_quietly(model, one, (tap,)).features[tap].pooled("clip").values for one in (view, view.at(backwards))]
+    return bool((seen[0] - seen[1]).abs().max() > 1e-4 * seen[0].abs().max())
+
+
+def _quietly(model: Model[Any], view: Any, taps: tuple[str, ...]) -> Outputs:
+    """In eval mode, and left as it was."""
+    training = model.training
+    outputs: Outputs = model.eval()(view, taps)
+    model.train(training)
+    return outputs
 
 
 def _noise(model: Model[Any]) -> Any:

@@ -1,14 +1,17 @@
 """SimKD: a student that answers through its teacher's classifier, behind a projector that stays with it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from videokd.contracts import FeatureMap, InputSpec, Outputs
-from videokd.models.model import ModelConfig, VideoModel
+from videokd.models.checkpoint import check_classes
+from videokd.models.head import clip_by_frames, linear_head
+from videokd.models.model import Model, ModelConfig, VideoModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,9 @@ class SimKD(ModelConfig):
     """Which teacher of the recipe the last layer is taken from."""
     factor: int = 2
     """The projector is this many times narrower than the teacher."""
+    relu: bool = True
+    """Whether the projector ends in a ReLU, as published: for teachers whose tap "clip" comes after one. False for
+    transformers."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.factor < 1 or self.factor > self.width:
@@ -68,9 +74,31 @@ class SimKDModel(VideoModel):
         self.student.head = nn.Identity()  # it has no part here, and is neither counted nor saved
         between = config.width // config.factor
         self.projector = nn.Sequential(
-            _conv(inputs, between, 1), _conv(between, between, 3), _conv(between, config.width, 1)
+            _conv(inputs, between, 1), _conv(between, between, 3), _conv(between, config.width, 1, relu=config.relu)
         )
+        self.relu = config.relu
         self.head = nn.Linear(config.width, len(self.classes)).requires_grad_(False)
+
+    def take_head_of(self, teacher: Model[Any], taps: Collection[str]) -> None:
+        """Takes the last layer of a teacher whose `taps` the student is compared with.
+
+        Raises:
+            ValueError: if it is of other classes or another width, or the student could not give what that layer takes.
+        """
+        who = f"teacher {self.teacher!r}"
+        check_classes(teacher.classes, self.classes, model=who, data="the student")
+        weight, bias = linear_head(teacher)
+        clip, frames = clip_by_frames(teacher)
+        if self.relu and (clip < 0).any():
+            raise ValueError(
+                f"SimKD's projector ends in a ReLU, and tap 'clip' of {who} has values below 0: set relu to False"
+            )
+        if "frames" in taps and (clip.shape != frames.shape or (clip - frames).abs().max() > 1e-3 * clip.abs().max()):
+            raise ValueError(
+                f"the last layer of {who} takes its tap 'clip', which is not the mean of its tap 'frames': compare "
+                '"clip", ClipFeatures(distance="mse", targets="raw", connector=None)'
+            )
+        self.take_head(weight, bias)
 
     def take_head(self, weight: Tensor, bias: Tensor) -> None:
         """Takes a teacher's last layer: weight (K, C), bias (K,).
@@ -99,9 +127,9 @@ class SimKDModel(VideoModel):
         return Outputs(self.head(clip.values[:, 0, 0, 0]), {tap: maps[tap] for tap in taps})
 
 
-def _conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def _conv(inputs: int, outputs: int, kernel: int, *, relu: bool = True) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
+        *([nn.ReLU(inplace=True)] if relu else []),
     )

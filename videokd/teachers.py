@@ -1,0 +1,159 @@
+"""Teachers: trained models that stay as they are, and mixtures of what they say."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from videokd.contracts import Batch, Clip, FeatureMap, Grid, Outputs, Sound, View, labelled
+from videokd.models import Model
+
+
+class Teacher:
+    """A trained model that stays as it is: in eval mode, without gradients, outside every `nn.Module`.
+
+    Args:
+        model: the trained model.
+        taps: what to hand out besides logits, and how finely.
+        remember: keep the outputs of every (clip, view) in memory. True to the view, since a view is a function of
+            its number alone; for runs that see the same views again.
+    """
+
+    def __init__(self, model: Model[Any], taps: Mapping[str, Grid], *, remember: bool = False) -> None:
+        model.check_taps(list(taps))
+        self.model = model.eval().requires_grad_(False)
+        self.taps = dict(taps)
+        self.shapes = tap_shapes(model, set(taps))
+        self._memory: dict[tuple[str, int], dict[str, Tensor]] | None = {} if remember else None
+
+    @torch.no_grad()
+    def __call__(self, view: View | Tensor, ids: Sequence[str], views: Tensor) -> Outputs:
+        """Targets for a batch of clips.
+
+        Args:
+            view: what the model takes: frames, sound, or the labels (of a text teacher).
+            ids: names of the clips.
+            views: (B,), their view numbers.
+        """
+        if self._memory is None:
+            return self._compute(view)
+        keys = list(zip(ids, views.tolist(), strict=True))
+        new = [place for place, key in enumerate(keys) if key not in self._memory]
+        if new:
+            self._store([keys[place] for place in new], self._compute(_rows(view, new)))
+        rows = [self._memory[key] for key in keys]
+        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        features = {tap: FeatureMap(stacked[tap], stacked[f"{tap}.times"]) for tap in self.taps}
+        return Outputs(stacked.get("logits"), features, stacked.get("known"))
+
+    def _compute(self, view: View | Tensor) -> Outputs:
+        outputs: Outputs = self.model(view, tuple(self.taps))
+        features = {tap: outputs.features[tap].pooled(grid) for tap, grid in self.taps.items()}
+        return Outputs(outputs.logits, features, outputs.known)
+
+    def _store(self, keys: Sequence[tuple[str, int]], outputs: Outputs) -> None:
+        assert self._memory is not None
+        whole = {
+            name: part for name, part in (("logits", outputs.logits), ("known", outputs.known)) if part is not None
+        }
+        for place, key in enumerate(keys):
+            row = {name: part[place] for name, part in whole.items()}
+            for tap, feature_map in outputs.features.items():
+                row |= {tap: feature_map.values[place].clone(), f"{tap}.times": feature_map.times[place].clone()}
+            self._memory[key] = row
+
+
+MixtureWeights = Literal["uniform", "confidence"]
+"""All teachers alike; or each by the probability that it gives the clip's class, exp(-CE) [CA-MKD, Zhang et al.
+2022], and on clips without a label by how sure it is, exp(-entropy)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Several teachers as one: their probabilities averaged, never their logits, clip by clip. It has no features.
+
+    A teacher that says nothing of a clip (no sound) has no part in it.
+    """
+
+    of: tuple[str, ...]
+    """The teachers' names in the recipe."""
+    weights: MixtureWeights = "uniform"
+
+    def __post_init__(self) -> None:
+        if len(set(self.of)) < 2:
+            raise ValueError(f"a mixture is of at least two different teachers, got {self.of}")
+
+    def __call__(self, targets: Mapping[str, Outputs], label: Tensor) -> Outputs:
+        """The mixture's logits, log of the mean probability, from what its teachers said."""
+        said = [targets[name] for name in self.of]
+        log_probs = torch.stack([_logits(one).float().log_softmax(dim=1) for one in said])  # (M, B, K)
+        everything = torch.ones(log_probs.shape[1], dtype=torch.bool, device=log_probs.device)
+        known = torch.stack([everything if one.known is None else one.known for one in said])  # (M, B)
+        trust = _log_confidence(log_probs, label) if self.weights == "confidence" else torch.zeros_like(known.float())
+        shares = trust.masked_fill(~known, -torch.inf).softmax(dim=0).nan_to_num()  # nan where nobody knows
+        # Whatever is said of a clip that is not known has no part, not even one that is not a number.
+        mixed = torch.where(known[:, :, None], log_probs.exp() * shares[:, :, None], 0).sum(dim=0)
+        return Outputs(mixed.clamp(min=1e-12).log(), known=known.any(dim=0))
+
+
+def all_targets(teachers: "Mapping[str, Teacher | Mixture]", batch: Batch) -> dict[str, Outputs]:
+    """What every teacher says of its own view of the batch; one that takes no view, of the labels. Of the shuffled view
+    too, where there is one."""
+    targets = {}
+    for name, teacher in teachers.items():
+        if not isinstance(teacher, Teacher):
+            continue
+        said = teacher(batch.clips.get(name, batch.label), batch.id, batch.view)
+        if name in batch.shuffled:
+            # The shuffle is a function of clip and view: it is remembered as another clip.
+            other = teacher(batch.shuffled[name], [f"{one} shuffled" for one in batch.id], batch.view)
+            more = {f"shuffled {tap}": found for tap, found in other.features.items()}
+            said = Outputs(said.logits, {**said.features, **more}, said.known)
+        targets[name] = said
+    for name, mixture in teachers.items():
+        if isinstance(mixture, Mixture):
+            targets[name] = mixture(targets, batch.label)
+    return targets
+
+
+@torch.no_grad()
+def tap_shapes(model: Model[Any], taps: set[str]) -> dict[str, tuple[int, int, int, int]]:
+    """Steps, rows, columns and channels of each tap, found by a forward pass over one clip of nothing."""
+    if not taps:
+        return {}
+    training = model.training
+    features = model.eval()(model.blank(), tuple(taps)).features
+    model.train(training)
+    found = {}
+    for tap, feature_map in features.items():
+        _, steps, rows, columns, channels = feature_map.values.shape
+        found[tap] = (steps, rows, columns, channels)
+    return found
+
+
+def _rows(view: View | Tensor, rows: Sequence[int]) -> View | Tensor:
+    """Some of the clips."""
+    if isinstance(view, Clip):
+        return Clip(view.frames[rows], view.times[rows])
+    if isinstance(view, Sound):
+        return Sound(view.samples[rows], view.start[rows], view.heard[rows])
+    return view[rows]
+
+
+def _logits(outputs: Outputs) -> Tensor:
+    if outputs.logits is None:
+        raise ValueError("a mixture averages probabilities, and one of its teachers has no classes")
+    return outputs.logits
+
+
+def _log_confidence(log_probs: Tensor, label: Tensor) -> Tensor:
+    """Log of how far to trust each teacher on each clip: (M, B) from log-probabilities (M, B, K)."""
+    known = labelled(label)
+    if label.ndim == 1:
+        right = log_probs.gather(2, label.clamp(min=0)[None, :, None].expand(len(log_probs), -1, 1)).squeeze(2)
+    else:
+        right = (log_probs * label.clamp(min=0)).sum(dim=2)
+    minus_entropy = (log_probs.exp() * log_probs).sum(dim=2)
+    return torch.where(known, right, minus_entropy)
