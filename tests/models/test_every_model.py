@@ -64,8 +64,10 @@ def test_gradients_reach_every_parameter_and_are_finite(name: str, originals: Pa
         assert not loss.requires_grad
         return
     loss.backward()
-    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    # All but SimKD's last layer, which is its teacher's, learn.
+    still = ["head.weight", "head.bias"] if name.startswith("SimKD") else []
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == still
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
 @ALL
