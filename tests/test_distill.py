@@ -491,3 +491,19 @@ def test_a_mixture_does_not_look_at_classes_one_by_one() -> None:
 def test_a_last_layer_takes_the_clip_tap_alone() -> None:
     with pytest.raises(ValueError, match="takes its tap 'clip', not 'stage2': set teacher_tap to 'clip'"):
         run_of(Term(loss=SRRL(teacher_tap="stage2")))
+
+
+def test_views_of_one_clip_are_told_by_their_names() -> None:
+    def contrast(ids: list[str] | None) -> float:
+        student, teachers, batch = run_of(Term(loss=CRD(queue=8)))
+        unknown = torch.full((4,), -1)
+        outputs, targets = student(batch.clips["student"]), all_targets(teachers, batch)
+        for _ in range(2):
+            found = student.objective(outputs, targets, unknown, ids=ids)
+        held = student.objective.banks["bank of term"].state_dict()["clip"]
+        assert len(set(held.tolist())) == len(set(ids or [""]))
+        return found["term"].item()
+
+    apart, pairs, nameless = contrast(["x", "y", "z", "w"]), contrast(["x", "x", "z", "z"]), contrast(None)
+    # In the queue lie the same four clips again: of their own views each has one, or two and one in the batch, or none.
+    assert pairs < apart < nameless
