@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from videokd.cli import USAGE
+from videokd.cli import USAGE, main
 from videokd.clips.lists import read_manifest
 from videokd.contracts import Dense, InputSpec
 from videokd.models import Conv3d, load_model, save_model
-from videokd.recipe import configs_folder
+from videokd.recipe import configs_folder, load
+from videokd.run_folder import read_metrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,3 +54,27 @@ def test_every_file_and_picture_that_the_pages_link_is_there() -> None:
             assert (page.parent / link).exists(), f"{page.name} links {link}"
         for path in re.findall(r"`((?:videokd|configs|tests|benchmarks|data|docs)/[\w/.]+\.(?:py|md))`", text):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_the_loss_of_ones_own_trains_and_is_saved_with_its_run(drawn_set: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    (loss,) = [
+        block for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "class Sureness" in block
+    ]
+    teacher = Conv3d(width=4, input=InputSpec(frames=16, size=32, sampling=Dense(stride=1)))
+    save_model(teacher.build(read_manifest(drawn_set).classes), tmp_path / "teacher")
+    recipe = (
+        f"{loss}\n"
+        "from dataclasses import replace\n"
+        "from videokd.distill import Term\n"
+        "from videokd.recipe import load\n"
+        'kd = load("methods/kd.py")\n'
+        'recipe = replace(kd, objective={**kd.objective, "sure": Term(loss=Sureness(), weight=2.0)})\n'
+    )
+    (tmp_path / "mine.py").write_text(recipe, encoding="utf-8")
+    shared = ["--data.path", str(drawn_set), "--data.val-split", "None", "--optim.steps", "2"]
+    shared += ["--teachers.teacher.checkpoint", str(tmp_path / "teacher"), "--objective.sure.loss.power", "1"]
+    assert main(["train", str(tmp_path / "mine.py"), "--out", str(tmp_path / "run"), *shared]) == 0
+    (row,) = [row for row in read_metrics(tmp_path / "run") if "total" in row]
+    assert 0 < row["sure"] < 1
+    assert load(tmp_path / "run" / "recipe.json").objective["sure"].loss.power == 1.0  # type: ignore[attr-defined]
