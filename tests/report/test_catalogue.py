@@ -32,7 +32,7 @@ def test_every_public_loss_and_weighting_is_in_it_once() -> None:
 
 def test_a_row_tells_defaults_and_a_recipe() -> None:
     found = {row[0]: row for classes in groups().values() for row in rows(classes, method_recipes())}
-    assert found["DKD"][2:] == ("alpha=1, beta=8, temperature=4, target='label'", "methods/dkd.py")
+    assert found["DKD"][2:] == ("target='label', alpha=1, beta=8, temperature=4", "methods/dkd.py")
     assert found["SoftTargets"][3] == "methods/kd.py"
     assert found["MGD"][1].endswith("published weight 7e-5")
     without = {name for name, row in found.items() if not row[3]}

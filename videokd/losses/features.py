@@ -180,15 +180,9 @@ class MultiScale(_MapLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialAttention(_MapLoss):
-    """Where in every frame the networks are active: their energy over channels, of length 1 in every frame.
+class _Attention(_MapLoss):
+    """A loss on where, or when, networks are active."""
 
-    Mean squared difference over places, as in the authors' code, and over aligned steps. Needs no connector. A finer
-    grid's energy is averaged, not its features: what is active stays so.
-    """
-
-    paper: ClassVar[str] = "AT, Zagoruyko and Komodakis 2017, arXiv 1612.03928; published weight 1000"
-    min_places: ClassVar[int] = 2
     power: float = 2.0
     """Of the activations; at least 1, under which a channel that is silent has no gradient."""
 
@@ -198,6 +192,18 @@ class SpatialAttention(_MapLoss):
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of maps."""
         return (Pair(self.student_tap, self.teacher_tap, grid="map"),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialAttention(_Attention):
+    """Where in every frame the networks are active: their energy over channels, of length 1 in every frame.
+
+    Mean squared difference over places, as in the authors' code, and over aligned steps. Needs no connector. A finer
+    grid's energy is averaged, not its features: what is active stays so.
+    """
+
+    paper: ClassVar[str] = "AT, Zagoruyko and Komodakis 2017, arXiv 1612.03928; published weight 1000"
+    min_places: ClassVar[int] = 2
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips' aligned steps and places."""
@@ -209,20 +215,11 @@ class SpatialAttention(_MapLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalAttention(_MapLoss):
+class TemporalAttention(_Attention):
     """When in the clip the networks are active: `SpatialAttention` with the energy of whole frames over time."""
 
     paper: ClassVar[str] = "AT, Zagoruyko and Komodakis 2017, arXiv 1612.03928, over time; published weight 1000"
     min_steps: ClassVar[int] = 2
-    power: float = 2.0
-    """Of the activations; at least 1."""
-
-    def __post_init__(self) -> None:
-        at_least(1, power=self.power)
-
-    def pairs(self) -> tuple[Pair, ...]:
-        """One pair of maps."""
-        return (Pair(self.student_tap, self.teacher_tap, grid="map"),)
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """Mean over the clips' aligned steps."""

@@ -190,23 +190,13 @@ class BinarySoftTargets(ClipwiseLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DKD(ClipwiseLoss):
-    """`SoftTargets` taken apart: how sure the teacher is of the true class, and how it sees the others, by weights of
-    their own. Lower `beta` where the teacher is very sure or the classes are many (0.5 on ImageNet, at T = 1)."""
+class _OfTrueClass(ClipwiseLoss):
+    """A loss that sets a clip's true class against all others."""
 
-    paper: ClassVar[str] = "DKD, Zhao et al. 2022, arXiv 2203.08679; published with a warm-up of 20 of 240 epochs"
     needs_teacher_logits: ClassVar[bool] = True
     several_labels: ClassVar[bool] = False
-    alpha: float = 1.0
-    """Weight of the true class against all others."""
-    beta: float = 8.0
-    """Weight of the others among themselves."""
-    temperature: float = 4.0
     target: Target = "label"
-
-    def __post_init__(self) -> None:
-        at_least(0, alpha=self.alpha, beta=self.beta)
-        above_zero(temperature=self.temperature)
+    """Which class is the true one."""
 
     @property
     def needs_labels(self) -> bool:
@@ -221,6 +211,23 @@ class DKD(ClipwiseLoss):
     def counted(self, label: Tensor) -> Tensor:
         """Those that have a true class."""
         return labelled(label).float() if self.target == "label" else super().counted(label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DKD(_OfTrueClass):
+    """`SoftTargets` taken apart: how sure the teacher is of the true class, and how it sees the others, by weights of
+    their own. Lower `beta` where the teacher is very sure or the classes are many (0.5 on ImageNet, at T = 1)."""
+
+    paper: ClassVar[str] = "DKD, Zhao et al. 2022, arXiv 2203.08679; published with a warm-up of 20 of 240 epochs"
+    alpha: float = 1.0
+    """Weight of the true class against all others."""
+    beta: float = 8.0
+    """Weight of the others among themselves."""
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        at_least(0, alpha=self.alpha, beta=self.beta)
+        above_zero(temperature=self.temperature)
 
     def each(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """See `ClipwiseLoss.each`."""
@@ -233,38 +240,21 @@ class DKD(ClipwiseLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NKD(ClipwiseLoss):
+class NKD(_OfTrueClass):
     """The teacher's probability of the true class as a soft label, and the other classes normalised among themselves.
 
     A cross-entropy and not a divergence: its floor is above zero.
     """
 
     paper: ClassVar[str] = "NKD, Yang et al. 2023, arXiv 2303.13005"
-    needs_teacher_logits: ClassVar[bool] = True
-    several_labels: ClassVar[bool] = False
     gamma: float = 1.5
     """Weight of the other classes."""
     temperature: float = 1.0
     """Of the other classes."""
-    target: Target = "label"
 
     def __post_init__(self) -> None:
         at_least(0, gamma=self.gamma)
         above_zero(temperature=self.temperature)
-
-    @property
-    def needs_labels(self) -> bool:
-        """Unless the teacher says which class it is."""
-        return self.target == "label"
-
-    @property
-    def needs_one_class(self) -> bool:
-        """Likewise."""
-        return self.target == "label"
-
-    def counted(self, label: Tensor) -> Tensor:
-        """Those that have a true class."""
-        return labelled(label).float() if self.target == "label" else super().counted(label)
 
     def each(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """See `ClipwiseLoss.each`."""
