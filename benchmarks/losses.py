@@ -25,7 +25,7 @@ from measuring import setting
 from videokd.contracts import Batch, Clip, Dense, FeatureMap, InputSpec, Outputs
 from videokd.distill import Student, Term, wanted_taps
 from videokd.losses import CRD, DIST, PKT, SP, BankAffinity, Loss, RKDAngle, RKDDistance
-from videokd.losses.relations import BANK, BANK_FILLED, BANK_LABEL
+from videokd.losses.relations import BANK, BANK_CLIP, BANK_FILLED, BANK_LABEL
 from videokd.models import VideoResNet
 from videokd.recipe import Recipe, load
 from videokd.report.tables import markdown_table
@@ -199,6 +199,7 @@ def step_of(loss: Loss, device: torch.device) -> Callable[[int], None]:
         BANK: draw(queue, CHANNELS),
         BANK_FILLED: torch.ones(queue, dtype=torch.bool, device=device),
         BANK_LABEL: torch.zeros(queue, dtype=torch.int64, device=device),
+        BANK_CLIP: torch.arange(queue, device=device),
     }
     label, times = torch.arange(CLIPS, device=device) % CLASSES, torch.zeros(CLIPS, 1, device=device)
     for part in sides[0]:
