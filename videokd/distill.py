@@ -219,7 +219,9 @@ class Objective(nn.Module):
             scheduled = scheduled.to(device, non_blocking=True)
             factors, added = self.weigher(list(found.values()))
             weights = scheduled * factors
-            total = (weights * values + scheduled * added).sum()
+            total = weights.dot(values)
+            if isinstance(added, Tensor):
+                total = total + scheduled.dot(added)
         self.weights = dict(zip(self.terms, weights.detach().unbind(), strict=True))
         return {**found, "total": total}
 

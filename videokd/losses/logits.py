@@ -208,9 +208,9 @@ class _OfTrueClass(ClipwiseLoss):
         """Likewise."""
         return self.target == "label"
 
-    def counted(self, label: Tensor) -> Tensor:
+    def counted(self, label: Tensor) -> Tensor | None:
         """Those that have a true class."""
-        return labelled(label).float() if self.target == "label" else super().counted(label)
+        return labelled(label).float() if self.target == "label" else None
 
 
 @dataclass(frozen=True, kw_only=True)

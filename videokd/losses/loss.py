@@ -136,9 +136,9 @@ class ClipwiseLoss(Loss):
     def each(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
         """The loss of every clip, (B,)."""
 
-    def counted(self, label: Tensor) -> Tensor:
-        """Which clips count: float (B,)."""
-        return torch.ones(len(label), device=label.device)
+    def counted(self, label: Tensor) -> Tensor | None:
+        """Which clips count: float (B,); None for all of them."""
+        return None
 
     def __call__(
         self, student: Outputs, teacher: Outputs | None, label: Tensor, weights: Tensor | None = None
@@ -146,6 +146,8 @@ class ClipwiseLoss(Loss):
         """Mean over the clips that count, 0 if none does; each times its weight (B,), if these are given."""
         each, counted = self.each(student, teacher, label), self.counted(label)
         weighted = each if weights is None else each * weights
+        if counted is None:
+            return weighted.sum() / max(len(each), 1)
         return (weighted * counted).sum() / counted.sum().clamp(min=1)
 
 
