@@ -129,8 +129,11 @@ def affinity(features: Tensor, shared: Tensor | None) -> Tensor:
     else:
         counted = shared[:, :, None]
         mean = (features * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp(min=1)
-    directions = F.normalize(features - mean, dim=-1, eps=1e-6)
-    return directions @ directions.transpose(1, 2)
+    centred = features - mean
+    gram = centred @ centred.transpose(1, 2)
+    # The lengths are on its diagonal: fewer numbers to divide than the features have.
+    over_length = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-12).rsqrt()
+    return gram * over_length[:, :, None] * over_length[:, None, :]
 
 
 def _change(one: Tensor, other: Tensor) -> Tensor:
