@@ -1,6 +1,6 @@
 import copy
 import inspect
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -170,9 +170,26 @@ def test_a_tap_that_a_party_does_not_have_is_refused_before_training() -> None:
 
 
 def test_an_impossible_weight_is_refused() -> None:
-    for wrong in ({"weight": -1.0}, {"warmup": 2.0}):
-        with pytest.raises(ValueError, match="weight must not be negative"):
+    for wrong, message in (
+        ({"weight": -1.0}, "weight must not be negative, got -1"),
+        ({"warmup": 2.0}, r"warmup is in \[0, 1\], got 2"),
+        ({"decay": -0.5}, r"decay is in \[0, 1\], got -0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
             Term(loss=CrossEntropy(), **wrong)
+    with pytest.raises(ValueError, match=r"write CrossEntropy\(\), with its parentheses"):
+        Term(loss=CrossEntropy)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_gives_more_than_one_number_is_named() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Wide(Loss):
+        def __call__(self, student: Outputs, teacher: Outputs | None, label: torch.Tensor) -> torch.Tensor:
+            assert student.logits is not None
+            return student.logits.mean(dim=1)
+
+    with pytest.raises(ValueError, match=r"term 'wide' \(Wide\) is to give one number, and gave \(4,\)"):
+        Objective({"wide": Term(loss=Wide())})(Outputs(torch.randn(4, 3)), {"teacher": Outputs(None)}, torch.zeros(4))
 
 
 def test_a_constant_teacher_gives_no_soft_gradient_to_an_agreeing_student() -> None:

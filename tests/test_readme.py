@@ -78,3 +78,10 @@ def test_the_loss_of_ones_own_trains_and_is_saved_with_its_run(drawn_set: Path, 
     (row,) = [row for row in read_metrics(tmp_path / "run") if "total" in row]
     assert 0 < row["sure"] < 1
     assert load(tmp_path / "run" / "recipe.json").objective["sure"].loss.power == 1.0  # type: ignore[attr-defined]
+
+
+def test_the_whole_recipe_of_the_page_on_losses_loads(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    (recipe,) = [block for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "recipe = " in block]
+    (tmp_path / "mine.py").write_text(recipe, encoding="utf-8")
+    assert list(load(tmp_path / "mine.py").objective) == ["hard", "soft", "frames", "relations"]

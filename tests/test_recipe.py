@@ -7,9 +7,10 @@ import tyro
 from videokd import recipe as recipes
 from videokd.clips.mixing import Mix
 from videokd.distill import check_terms
-from videokd.losses import FrameFeatures
+from videokd.losses import CrossEntropy, FrameFeatures
 from videokd.models import ModelConfig
 from videokd.recipe import Data, Recipe, configs_folder, dump, load
+from videokd.weighting import RandomWeights
 
 CONFIGS = sorted(configs_folder().rglob("*.py"))
 
@@ -136,7 +137,7 @@ def test_shipped_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: py
         ),
         (
             "objective={'hard': CrossEntropy()}",
-            r"objective = \{'hard': CrossEntropy.*not an instance of videokd\.distill\.Term",
+            r"objective\['hard'\] is a loss: write Term",
         ),
         (
             "objective={'frames': Term(loss=FrameFeatures(distance='cosinus'))}",
@@ -164,3 +165,11 @@ def test_what_is_wrong_in_a_file_is_said_with_its_field_or_line(written: str, sa
     )
     with pytest.raises(ValueError, match=said):
         load(file)
+
+
+def test_a_loss_in_place_of_a_term_and_a_class_in_place_of_a_weighting_are_told() -> None:
+    kd = load("methods/kd.py")
+    with pytest.raises(ValueError, match=r"objective\['hard'\] is a loss: write Term\(loss=CrossEntropy"):
+        replace(kd, objective={"hard": CrossEntropy()})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"weighting: write RandomWeights\(\)"):
+        replace(kd, weighting=RandomWeights)  # type: ignore[arg-type]

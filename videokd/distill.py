@@ -14,6 +14,7 @@ from videokd.config import nearest
 from videokd.contracts import FeatureMap, Grid, Outputs, View
 from videokd.losses import BinarySoftTargets, ClipwiseLoss, Head, Loss, Pair
 from videokd.losses.gather import is_distributed
+from videokd.losses.loss import in_range
 from videokd.models import Model
 from videokd.models.head import class_vectors, linear_head, looks_at_order
 from videokd.models.simkd import SimKDModel
@@ -39,11 +40,12 @@ class Term:
     """Weights of its clips; None counts all alike."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1:
-            raise ValueError(
-                "weight must not be negative and warmup and decay lie in [0, 1], "
-                f"got {self.weight}, {self.warmup} and {self.decay}"
-            )
+        for part in (self.loss, self.clips):
+            if isinstance(part, type):
+                raise ValueError(f"write {part.__name__}(), with its parentheses and what it is given")
+        if self.weight < 0:
+            raise ValueError(f"weight must not be negative, got {self.weight}")
+        in_range(warmup=(self.warmup, 0, 1), decay=(self.decay, 0, 1))
         name = type(self.loss).__name__
         if self.clips is not None and not (isinstance(self.loss, ClipwiseLoss) and self.loss.needs_teacher):
             raise ValueError(
@@ -214,6 +216,12 @@ class Objective(nn.Module):
             clip = torch.tensor([_number(one) for one in ids]).to(device, non_blocking=True)
         with torch.autocast(device.type, enabled=False):
             found = {name: self._value(name, student, targets, label, clip, progress) for name in self.terms}
+            for name, value in found.items():
+                if value.shape != ():
+                    kind = type(self.terms[name].loss).__name__
+                    raise ValueError(
+                        f"term {name!r} ({kind}) is to give one number, and gave {tuple(value.shape)}: mean()?"
+                    )
             values = torch.stack(list(found.values()))
             scheduled = torch.tensor([term.weight_at(progress) for term in self.terms.values()])
             scheduled = scheduled.to(device, non_blocking=True)
@@ -242,8 +250,7 @@ class Objective(nn.Module):
         mine = Outputs(student.logits, features, student.known, extra)
         if not term.loss.needs_teacher:
             return _over_known(term, mine, None, label)
-        teacher = targets[term.teacher]
-        teacher = replace(teacher, clip=clip)
+        teacher = replace(targets[term.teacher], clip=clip)
         bank: Any = self.banks[_own(name, "bank")] if term.loss.bank != "none" else None
         value = _over_known(term, mine, replace(teacher, extra=bank.contents()) if bank else teacher, label)
         if bank:

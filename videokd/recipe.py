@@ -18,6 +18,7 @@ from videokd.clips.mixing import Mix
 from videokd.clips.views import Augment
 from videokd.config import check_types, from_plain, import_file, nearest, to_plain
 from videokd.distill import Term
+from videokd.losses import Loss
 from videokd.machine import Machine
 from videokd.models import ModelConfig
 from videokd.optim import AdamW
@@ -136,6 +137,11 @@ class Recipe:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
+        for name, term in self.objective.items():
+            if isinstance(term, Loss):
+                raise ValueError(f"objective[{name!r}] is a loss: write Term(loss={type(term).__name__}(...))")
+        if isinstance(self.weighting, type):
+            raise ValueError(f"weighting: write {self.weighting.__name__}(), with its parentheses")
         check_types(self)
         if self.validate_every < 1 or self.checkpoint_every < 1:
             raise ValueError("validate_every and checkpoint_every count steps: at least 1")

@@ -202,7 +202,7 @@ def train(
                         )
                 row = {name: loss.item() for name, loss in losses.items()}
                 row |= {"lr": lr, "grad_norm": norm.item()}
-                if not isinstance(recipe.weighting, FixedWeights):
+                if not isinstance(recipe.weighting, FixedWeights) or any(t.warmup or t.decay for t in terms.values()):
                     row |= {f"weight.{name}": weight.item() for name, weight in objective.weights.items()}
                 known = labelled(batch.label)
                 if known.any() and batch.label.ndim == 1:  # mixed clips are of no one class

@@ -440,6 +440,7 @@ def test_a_still_clip_has_no_temporal_loss_gradient_blow_up() -> None:
     ("make", "message"),
     [
         (lambda: SoftTargets(temperature=-1), "temperature must be above 0, got -1"),
+        (lambda: SoftTargets(temperature="hot"), "temperature is a number above 0 or 'auto', got 'hot'"),  # type: ignore[arg-type]
         (lambda: CrossEntropy(label_smoothing=1.5), r"label_smoothing is in \[0, 1\], got 1.5"),
         (lambda: DKD(beta=-1), "beta is at least 0, got -1"),
         (lambda: NKD(temperature=0), "temperature must be above 0"),

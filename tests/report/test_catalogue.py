@@ -52,5 +52,12 @@ def test_one_is_described_with_its_fields() -> None:
         "  target=0.5",
     ):
         assert part in said
+    assert "      The term that the others are measured by." in said
+    assert "import: from videokd.weighting import GradientRatio" in said
+    said = "\n".join(described("crd"))
+    for part in ("import: from videokd.losses import CRD", "  student_tap='clip'", "      Past teacher's vectors"):
+        assert part in said
+    with pytest.raises(ValueError, match=r"SimKD is a model that wraps the student.*methods/simkd\.py"):
+        described("SimKD")
     with pytest.raises(ValueError, match=r"no loss or weighting is called 'DKT'; did you mean '(PKT|DKD)'\?"):
         described("DKT")

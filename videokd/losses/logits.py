@@ -85,10 +85,11 @@ class SoftTargets(ClipwiseLoss):
     needs_teacher_logits: ClassVar[bool] = True
     several_labels: ClassVar[bool] = False
     temperature: float | Literal["auto"] = 4.0
-    """"auto" softens the teacher until its first class has a mean probability of `AUTO_CONFIDENCE`, on the first
-    training clips."""
+    """"auto" softens the teacher until its first class has a mean probability of 0.6 on the first training clips."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.temperature, str) and self.temperature != "auto":
+            raise ValueError(f"temperature is a number above 0 or 'auto', got {self.temperature!r}")
         if self.temperature != "auto":
             above_zero(temperature=self.temperature)
 

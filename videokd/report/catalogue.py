@@ -1,6 +1,9 @@
 """The losses and the weightings as tables: what each is, where it comes from, its defaults, a recipe that has it."""
 
+import ast
 import inspect
+import itertools
+import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 from videokd import losses, weighting
 from videokd.config import nearest
 from videokd.losses import Loss
+from videokd.models import SimKD
 from videokd.recipe import Recipe, configs_folder, load
 from videokd.weighting import ClipWeights, Weighting
 
@@ -68,16 +72,33 @@ def described(name: str) -> list[str]:
         ValueError: if there is none of that name.
     """
     every = {cls.__name__: cls for classes in groups().values() for cls in classes}
-    if name not in every:
+    if name == SimKD.__name__:
+        raise ValueError("SimKD is a model that wraps the student, not a loss: see methods/simkd.py and docs/losses.md")
+    cls = every.get(name) or next((one for known, one in every.items() if known.lower() == name.lower()), None)
+    if cls is None:
         raise ValueError(f"no loss or weighting is called {name!r}{nearest(name, every)}")
-    cls = every[name]
-    lines = [name, "", *inspect.cleandoc(cls.__doc__ or "").splitlines(), ""]
+    package = "losses" if issubclass(cls, Loss) else "weighting"
+    lines = [cls.__name__, "", *inspect.cleandoc(cls.__doc__ or "").splitlines(), ""]
     lines += [f"paper: {cls.paper}"] if cls.paper else []
     lines += [f"recipe: {recipe}"] if (recipe := _used(cls, method_recipes())) else []
-    shown = defaults(cls)
-    if shown:
-        lines += ["", "fields:", *(f"  {field}={value}" for field, value in shown.items())]
+    lines += [f"import: from videokd.{package} import {cls.__name__}"]
+    said = _said_of_fields(cls)
+    lines += ["", "fields:"] if fields(cls) else []
+    for one in fields(cls):
+        lines += [f"  {one.name}={_written(_default(one))}", *(f"      {part}" for part in said.get(one.name, []))]
     return lines
+
+
+def _said_of_fields(cls: type[Any]) -> dict[str, list[str]]:
+    """What the source says under each field, of the class and of those that it is made of."""
+    found: dict[str, list[str]] = {}
+    for one in reversed([part for part in cls.__mro__ if part.__module__.startswith("videokd.")]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(body, ast.ClassDef)
+        for line, after in itertools.pairwise(body.body):
+            if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[ast.unparse(line.target)] = inspect.cleandoc(str(ast.literal_eval(after.value))).splitlines()
+    return found
 
 
 _UNINTERESTING = ("student_tap", "teacher_tap", "class_counts", "moments")
