@@ -24,6 +24,7 @@ import torch
 from measuring import git, setting
 from rich.console import Console
 
+from videokd.assembly import load_teachers
 from videokd.clips import synthetic
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.lists import read_manifest
@@ -33,7 +34,7 @@ from videokd.machine import Machine
 from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
 from videokd.report.comparison import read_evaluation, write_evaluation
 from videokd.report.tables import markdown_table
-from videokd.train import load_teachers, train
+from videokd.train import train
 
 LABELLED = 360
 REGIMES = {"transfer-set": 24, "same-data": 0}  # unlabelled clips of a batch of 32

@@ -8,9 +8,10 @@ import pytest
 import videokd
 
 FLOORS = {
-    "cli": 8,
-    "quickstart": 7,
-    "train": 6,
+    "cli": 9,
+    "quickstart": 8,
+    "train": 7,
+    "assembly": 5,
     "report": 6,
     "evaluate": 5,
     "recipe": 4,

@@ -11,6 +11,7 @@ from rich.console import Console
 from tiny_models import CLASSES, EVERY, built
 from torchvision.models import get_model
 
+from videokd.assembly import view_specs
 from videokd.clips import Augment, BatchOrder, ClipDataset, batches, read_manifest
 from videokd.contracts import UNLABELLED, InputSpec, Outputs, SoundSpec
 from videokd.distill import Objective, Student, Term, check_terms, wanted_taps
@@ -21,7 +22,7 @@ from videokd.models import ClassNames, CompactShift, HuggingFaceImages, MelNetwo
 from videokd.optim import AdamW
 from videokd.recipe import Data, PublishedTeacher, Recipe, TrainedTeacher, dump, load
 from videokd.teachers import Mixture, Teacher, all_targets
-from videokd.train import train, view_specs
+from videokd.train import train
 
 QUIET = Console(quiet=True)
 SOFT = Term(loss=SoftTargets(temperature=2.0))

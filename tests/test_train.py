@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from videokd import recipe as recipes
+from videokd.assembly import training_videos
 from videokd.clips.lists import read_manifest
 from videokd.clips.loader import ClipDataset
 from videokd.clips.manifest import write_manifest
@@ -52,7 +53,7 @@ from videokd.losses.loss import Loss
 from videokd.models import CompactShift, Conv3d, load_model, save_model
 from videokd.recipe import Recipe, TrainedTeacher, load
 from videokd.run_folder import RunFolder, read_metrics
-from videokd.train import Interrupted, train, training_videos
+from videokd.train import Interrupted, train
 from videokd.weighting import (
     DWA,
     FixedWeights,
@@ -549,7 +550,7 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_measured(
     distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(distilled, tmp_path / "run", console=QUIET)
-    monkeypatch.setattr("videokd.train.load_teachers", lambda *_: pytest.fail("a teacher was loaded"))
+    monkeypatch.setattr("videokd.assembly.load_teachers", lambda *_: pytest.fail("a teacher was loaded"))
     with pytest.raises(ValueError, match="already holds a finished run"):
         train(distilled, tmp_path / "run", console=QUIET)
 

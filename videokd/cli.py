@@ -19,6 +19,7 @@ from rich.progress import Progress, track
 import videokd
 from videokd import quickstart as quickstarts
 from videokd import recipe as recipes
+from videokd.assembly import parties
 from videokd.clips import checking, synthetic
 from videokd.clips.backends import Backend, require
 from videokd.clips.lists import read_manifest
@@ -39,7 +40,7 @@ from videokd.report.data_check import check_lines
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, terminal_table
 from videokd.report.taps import MODULE_COLUMNS, TAP_COLUMNS, describe_input, module_rows, tap_rows
 from videokd.run_folder import write_text
-from videokd.train import Interrupted, parties
+from videokd.train import Interrupted
 from videokd.train import train as train_recipe
 
 CONSOLE = terminal()

@@ -13,6 +13,7 @@ from rich.progress import track
 
 import videokd
 from videokd import recipe as recipes
+from videokd.assembly import load_teachers
 from videokd.clips import synthetic
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.lists import read_manifest
@@ -25,7 +26,7 @@ from videokd.report.figures import draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table, terminal_table
 from videokd.run_folder import write_text
 from videokd.teachers import Mixture, Teacher
-from videokd.train import Interrupted, load_teachers, train
+from videokd.train import Interrupted, train
 
 Regime = Literal["transfer-set", "same-data"]
 

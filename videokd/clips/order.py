@@ -1,6 +1,7 @@
 """Which clips make up each batch: arithmetic on the step's number, so that a resumed run and every rank agree."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -97,6 +98,12 @@ class BatchOrder(Sampler[list[ClipView]]):
     def __iter__(self) -> Iterator[list[ClipView]]:
         for step in self.steps:
             yield self.batch(step)
+
+    def over(self, steps: range) -> "BatchOrder":
+        """The same order, of other steps."""
+        other = copy(self)
+        other.steps = steps
+        return other
 
     def blocks(self) -> Iterator[list[list[ClipView]]]:
         """The batches of `steps`, those that share videos together."""
