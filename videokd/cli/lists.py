@@ -1,0 +1,131 @@
+"""Commands on lists of videos: `videokd data ...`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.progress import Progress
+
+from videokd.cli.options import CONSOLE, HowToRead, ListOptions
+from videokd.clips import checking, synthetic
+from videokd.clips.packing import Packing
+from videokd.clips.packing import pack as pack_videos
+from videokd.report.data_check import check_lines
+from videokd.run_folder import write_text
+
+
+def synth(
+    out: tyro.conf.Positional[Path],
+    train: int = 1200,
+    val: int = 240,
+    test: int = 1200,
+    seed: int = 0,
+    workers: int = 2,
+) -> None:
+    """Draws the synthetic set of twelve motions as H.264 files, with a manifest that knows what is in them.
+
+    Args:
+        out: Folder to make.
+        train: Training clips.
+        val: Validation clips.
+        test: Test clips.
+        seed: Of the drawings.
+        workers: Processes.
+    """
+    path = synthetic.write_set(out, counts={"train": train, "val": val, "test": test}, seed=seed, workers=workers)
+    CONSOLE.print(f"{train + val + test} videos, listed in {path}")
+
+
+def check(
+    videos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
+    out: Path | None = None,
+    how: HowToRead = ListOptions(),  # frozen
+    depth: checking.Depth = "decode",
+    workers: int = os.cpu_count() or 1,
+    time_limit: float = 60.0,
+) -> None:
+    """Reads every video of a list, says what is wrong, and writes a manifest that training can rely on.
+
+    Stopped and started again, it goes on with the files that it has not seen yet.
+
+    Args:
+        videos: Folder or list of videos, in any form of data/README.md.
+        out: Manifest to write, a .jsonl; NAME.checked.jsonl in this folder if not given.
+        how: How the list is read.
+        depth: Decode every frame, or list the packets and decode the first frame.
+        workers: Processes.
+        time_limit: Seconds for a video; one that takes longer counts as broken.
+    """
+    out = out or Path(f"{Path(videos).stem}.checked.jsonl")
+    if out.suffix != ".jsonl":
+        raise ValueError(f"the manifest is a .jsonl file, not {out}")
+    if out.exists():
+        raise ValueError(f"{out} is there already: remove it, or name another --out")
+    manifest = how.read(videos, allow_leaks=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, found = out.with_name(out.name + ".partial-check"), []
+    with Progress(*Progress.get_default_columns(), console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        bar = progress.add_task("checking", total=len(manifest.videos))
+        try:
+            for one in checking.check(manifest, depth=depth, workers=workers, time_limit=time_limit, partial=partial):
+                found.append(one)
+                progress.advance(bar)
+        except KeyboardInterrupt:
+            CONSOLE.print(f"{len(found)} of {len(manifest.videos)} videos checked; the same command goes on from there")
+            raise
+    checking.write_checked(manifest, found, out)
+    result = checking.report(manifest, found)
+    write_text(out.with_suffix(".report.json"), json.dumps(result, indent=2) + "\n")
+    partial.unlink(missing_ok=True)
+    for line in check_lines(result, checking.problems(result)):
+        CONSOLE.print(line)
+    CONSOLE.print(f"{out}: the manifest, with its frame table and report beside it. Train on it: --data.path {out}")
+
+
+def pack(
+    videos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
+    out: Path,
+    packing: Annotated[Packing, tyro.conf.arg(name="")],
+    how: HowToRead = ListOptions(),  # frozen
+    shard_mb: int = 512,
+    workers: int = os.cpu_count() or 1,
+    time_limit: float = 600.0,
+    on_bad_video: Literal["error", "skip"] = "error",
+) -> None:
+    """Packs the videos of a list into tar shards that are smaller and faster to read.
+
+    Stopped and started again, it goes on after the last whole shard.
+
+    Args:
+        videos: Folder or list of videos, in any form of data/README.md.
+        out: Folder of the packed set; train on it with --data.path OUT.
+        packing: How videos are packed.
+        how: How the list is read.
+        shard_mb: Megabytes at which a shard is closed.
+        workers: Processes.
+        time_limit: Seconds for a video.
+        on_bad_video: Stop at a video that can't be read, or leave it out, named and counted.
+    """
+    manifest = how.read(videos)
+    with Progress(*Progress.get_default_columns(), console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        bar = progress.add_task("packing", total=len(manifest.videos))
+        left_out = pack_videos(
+            manifest,
+            out,
+            packing,
+            shard_mb=shard_mb,
+            workers=workers,
+            time_limit=time_limit,
+            on_bad_video=on_bad_video,
+            advance=lambda: progress.advance(bar),
+        )
+    for reason in left_out:
+        CONSOLE.print(f"left out: {reason}")
+    shards = sorted(out.glob("*.tar"))
+    megabytes = sum(shard.stat().st_size for shard in shards) / 1e6
+    CONSOLE.print(
+        f"{len(manifest.videos) - len(left_out)} videos in {len(shards)} shards of {megabytes:.1f} MB together, "
+        f"{len(left_out)} left out. Train on them: --data.path {out}"
+    )
