@@ -24,7 +24,12 @@ FLOORS = {
     "bank": 2,
     "optim": 1,
     "machine": 1,
-    "run_folder": 1,
+    "run_folder": 3,
+    "averaging": 1,
+    "norms": 1,
+    "processes": 0,
+    "stopwatch": 1,
+    "checkpoint": 2,
     "contracts": 0,
     "config": 0,
 }

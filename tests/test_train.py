@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from videokd import recipe as recipes
 from videokd.assembly import training_videos
+from videokd.checkpoint import State
 from videokd.clips.lists import read_manifest
 from videokd.clips.loader import ClipDataset
 from videokd.clips.manifest import write_manifest
@@ -193,10 +194,10 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(
     saves: list[int] = []
     save = RunFolder.save
 
-    def save_then_die(self: RunFolder, module: Any, optimizer: Any, step: int) -> None:
-        save(self, module, optimizer, step)
-        saves.append(step)
-        if step == 6:
+    def save_then_die(self: RunFolder, state: State) -> None:
+        save(self, state)
+        saves.append(state.step)
+        if state.step == 6:
             raise RuntimeError("the power went")
 
     with monkeypatch.context() as patch:

@@ -139,6 +139,10 @@ class Clip:
         """The same clip in page-locked memory; `DataLoader` calls this."""
         return Clip(self.frames.pin_memory(), self.times.pin_memory())
 
+    def rows(self, rows: Tensor) -> "Clip":
+        """Some of the clips: int64 (N,)."""
+        return Clip(self.frames[rows], self.times[rows])
+
     def at(self, order: Tensor) -> "Clip":
         """Frames in another order, times left in place: order int64 (B, T)."""
         picked = torch.take_along_dim(self.frames, order[:, :, None, None, None], dim=1)
@@ -167,6 +171,10 @@ class Sound:
     def pin_memory(self) -> "Sound":
         """The same sound in page-locked memory; `DataLoader` calls this."""
         return Sound(*(part.pin_memory() for part in (self.samples, self.start, self.heard)))
+
+    def rows(self, rows: Tensor) -> "Sound":
+        """Some of the sounds: int64 (N,)."""
+        return Sound(self.samples[rows], self.start[rows], self.heard[rows])
 
     def at(self, order: Tensor) -> "Sound":
         """Equally long pieces in another order: order int64 (B, P); what is left over at the end stays."""
@@ -198,6 +206,18 @@ class Batch:
             self,
             clips={party: clip.to(device) for party, clip in self.clips.items()},
             label=self.label.to(device, non_blocking=True),
+        )
+
+    def at(self, rows: Tensor) -> "Batch":
+        """Some of the clips: rows int64 (N,), in main memory."""
+        there = rows.to(self.label.device, non_blocking=True)
+        return replace(
+            self,
+            clips={party: view.rows(there) for party, view in self.clips.items()},
+            label=self.label[there],
+            id=tuple(self.id[place] for place in rows.tolist()),
+            view=self.view[rows],
+            shuffled={party: view.rows(there) for party, view in self.shuffled.items()},
         )
 
     def pin_memory(self) -> "Batch":

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from videokd.bank import ClassVectors, Queue
 from videokd.config import nearest
-from videokd.contracts import FeatureMap, Grid, Outputs, View
+from videokd.contracts import Batch, FeatureMap, Grid, Outputs, View
 from videokd.losses import BinarySoftTargets, ClipwiseLoss, Head, Loss, Pair
-from videokd.losses.gather import is_distributed
 from videokd.losses.loss import in_range
 from videokd.models import Model
 from videokd.models.head import class_vectors, linear_head, looks_at_order
 from videokd.models.simkd import SimKDModel
+from videokd.processes import is_distributed, mean_over_processes, world_size
 from videokd.teachers import Mixture, Teacher, tap_shapes
 from videokd.weighting import ClipWeights, FixedWeights, Weighting, scheduled_weight
 
@@ -263,6 +263,27 @@ class Objective(nn.Module):
         return max((term.loss.pieces for term in self.terms.values()), default=0)
 
 
+class Step(nn.Module):
+    """Student and objective as one module, from a batch to its losses: what is distributed over processes."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, batch: Batch, targets: Mapping[str, Outputs], progress: float
+    ) -> tuple[Outputs, dict[str, Tensor]]:
+        """What the student said, and the losses; see `Objective.forward`.
+
+        Args:
+            batch: with the student's view.
+            targets: teacher name -> what that teacher said.
+            progress: share of the run that is over.
+        """
+        outputs = self.student(batch.clips["student"], batch.shuffled.get("student"))
+        return outputs, self.student.objective(outputs, targets, batch.label, ids=batch.id, progress=progress)
+
+
 def wanted_taps(terms: Mapping[str, Term], teacher: str) -> dict[str, Grid]:
     """The taps of one teacher that any term compares, each as finely as the finest needs it."""
     wanted: dict[str, Grid] = {}
@@ -400,19 +421,31 @@ def _bank(loss: Loss, source: "Teacher") -> Queue | ClassVectors:
 def _over_known(term: Term, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
     """The term's loss over the clips of which both say something; 0, with a gradient of 0, if there are none."""
     said = [one.known for one in (student, teacher) if one is not None and one.known is not None]
-    if said:
-        rows = torch.stack(said).all(dim=0)
+    rows = torch.stack(said).all(dim=0) if said else None
+    share = _share_of_clips(term.loss, label, rows)
+    if rows is not None:
         # A loss that counts the clips of all processes must be called on all of them.
-        if not rows.any() and not (term.loss.relational and is_distributed()):
+        together = (term.loss.relational or isinstance(term.loss, ClipwiseLoss)) and is_distributed()
+        if not rows.any() and not together:
             features = (feature_map.values for feature_map in student.features.values())
             parts = [student.logits, *features, *student.extra.values()]
             return torch.stack([0 * part.float().sum() for part in parts if part is not None]).sum()
         student, label = student.at(rows), label[rows]
         teacher = None if teacher is None else teacher.at(rows)
     if term.clips is None or teacher is None:
-        return term.loss(student, teacher, label)
+        value = term.loss(student, teacher, label)
+        return value if share is None else value * share
     assert isinstance(term.loss, ClipwiseLoss)
     return term.loss(student, teacher, label, term.clips(student, teacher, label).detach())
+
+
+def _share_of_clips(loss: Loss, label: Tensor, rows: Tensor | None) -> Tensor | None:
+    """How many of the clips that count are this process's, over the mean of all processes: by it a mean over its own
+    clips becomes its part in the mean over all. None where there is nothing to do."""
+    if not is_distributed() or loss.relational or isinstance(loss, ClipwiseLoss):
+        return None
+    mine = torch.tensor(len(label), device=label.device) if rows is None else rows.sum()
+    return mine / mean_over_processes(mine.float()).clamp(min=1 / world_size())
 
 
 def _random_state(model: Model[Any]) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from rich.console import Console
 
+from videokd.processes import local_rank, rank
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -16,17 +18,40 @@ class Machine:
 
     device: str = "auto"
     """"auto" is the GPU where there is one; else "cpu", "cuda", "cuda:1"..."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the networks under autocast; the losses stay in fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 run the networks under autocast; the losses stay in fp32. fp16 scales them, so that small gradients
+    are not lost, and is for GPUs without bf16."""
+    channels_last: bool = False
+    """Weights of convolutions with the channels last in memory: faster on most GPUs."""
+    compile: Literal["no", "default", "cuda-graphs"] = "no"
+    """Compile teachers and student (`torch.compile`): minutes at first, then faster steps. "cuda-graphs" also replays
+    them without launching each kernel; for small models on a GPU."""
+    synchronise_norms: bool = True
+    """With several processes, batch normalisation over the clips of all of them: the same results as on one. Without,
+    steps are a little faster, and a process sees its own clips alone."""
 
     def find(self) -> torch.device:
-        """The device.
+        """The device; of several processes on a machine with GPUs, each has its own.
 
         Raises:
-            ValueError: if it is not there.
+            ValueError: if it is not there, or can't do what is asked of it.
         """
+        device = self._found()
+        if device.type != "cuda" and (self.precision == "fp16" or self.compile == "cuda-graphs"):
+            what = "precision fp16" if self.precision == "fp16" else "compile cuda-graphs"
+            raise ValueError(f"{what} is for GPUs, and this runs on {device}: take bf16 or fp32, and compile default")
+        return device
+
+    def _found(self) -> torch.device:
+        if self.device in ("auto", "cuda") and torch.cuda.is_available():
+            if local_rank() >= torch.cuda.device_count():
+                raise ValueError(
+                    f"process {local_rank()} of this machine has no GPU of its own: there are "
+                    f"{torch.cuda.device_count()}; start as many processes (torchrun --nproc-per-node)"
+                )
+            return torch.device("cuda", local_rank())
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return torch.device("cpu")
         try:
             device = torch.device(self.device)
             torch.empty(1, device=device)
@@ -38,7 +63,7 @@ class Machine:
         """The context in which networks run."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(device.type, torch.bfloat16)
+        return torch.autocast(device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
 
 def terminal() -> Console:
@@ -49,5 +74,6 @@ def terminal() -> Console:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Makes dropout and the like a function of (seed, step), so that a resumed run draws the same."""
-    torch.manual_seed(seed * 1_000_003 + step)
+    """Makes dropout and the like a function of (seed, step), so that a resumed run draws the same; each process has
+    its own."""
+    torch.manual_seed(seed * 1_000_003 + step + rank() * 2**40)

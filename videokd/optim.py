@@ -21,6 +21,14 @@ class AdamW:
     """Share of the steps over which the learning rate rises."""
     clip_norm: float | None = 5.0
     """Largest norm of the gradient; None for no limit."""
+    accumulate: int = 1
+    """Parts into which a batch is cut for the student."""
+    ema: float | None = None
+    """Decay of the running mean of the weights."""
+    freeze: tuple[str, ...] = ()
+    """Modules."""
+    freeze_until: float = 1.0
+    """Share."""
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -39,6 +47,18 @@ class AdamW:
             {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.lr, fused=True)
+
+    def set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Sets."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr_at(step)
+
+    def frozen_at(self, step: int) -> bool:
+        """Whether."""
+        return False
+
+    def set_frozen(self, model: nn.Module, frozen: bool) -> None:
+        """Sets."""
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

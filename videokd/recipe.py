@@ -5,7 +5,7 @@ import re
 import traceback
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -112,6 +112,9 @@ class PublishedTeacher:
     """Keep its outputs for every (clip, view) in memory; pays when `data.views` is small."""
 
 
+Metric = Literal["top1", "mean_class_accuracy"]
+"""On the validation split: share of clips, or mean of the classes' shares."""
+
 TeacherSource = TrainedTeacher | PublishedTeacher | Mixture
 
 
@@ -131,6 +134,12 @@ class Recipe:
     machine: Machine = field(default_factory=Machine)
     seed: int = 0
     """Of initial weights, order of the clips, dropout."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights the run leaves: its last ones, or those of its best validation."""
+    metric: Metric = "top1"
+    """What "best" means, and what `patience` waits for."""
+    patience: int | None = None
+    """Stop after so many validations without a new best; None never does."""
     validate_every: int = 200
     """Steps between scores on the validation split."""
     checkpoint_every: int = 200
@@ -143,6 +152,10 @@ class Recipe:
         if isinstance(self.weighting, type):
             raise ValueError(f"weighting: write {self.weighting.__name__}(), with its parentheses")
         check_types(self)
+        if self.data.val_split is None and (self.keep == "best" or self.patience is not None):
+            raise ValueError("keep='best' and patience go by validation: set data.val_split")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience counts validations: at least 1, or None, got {self.patience}")
         if self.validate_every < 1 or self.checkpoint_every < 1:
             raise ValueError("validate_every and checkpoint_every count steps: at least 1")
         if self.seed < 0 or self.data.view_seed < 0:

@@ -1,5 +1,6 @@
 """What a run leaves on disk, and how it goes on from there."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -7,16 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from videokd.checkpoint import State, sync_folder
+from videokd.config import differing_fields, from_plain, to_plain
 
 _STEP = "step"
+_OPERATION = ("machine", "audit", "preflight", "track", "checkpoint_every")
+_OPERATION_ON_DATA = ("on_bad_video", "workers", "time_limit")
 
 
 class RunFolder:
     """A folder with recipe.json, fitted.json, metrics.jsonl, checkpoint.safetensors, and at the end the model and its
     scores; nothing is written before `begin`.
+
+    Args:
+        path: of the folder.
+        recipe: as JSON.
+        resume: whether it goes on with the run that the folder holds.
 
     Raises:
         ValueError: if a new run would overwrite what the folder holds, or there is no run to resume.
@@ -31,11 +38,14 @@ class RunFolder:
                 raise ValueError(f"{self.path} holds no run to resume (no recipe.json)")
             if self.is_finished:
                 raise ValueError(f"{self.path} is finished: nothing to resume")
-            if _without_operation(written.read_text(encoding="utf-8")) != _without_operation(recipe):
-                raise ValueError(f"{written} is another recipe; resume with the same one, or start a new folder")
+            if fields := _differing(written, recipe):
+                named = ", ".join(f"{name} was {before!r} and is {now!r}" for name, (before, now) in fields.items())
+                raise ValueError(
+                    f"{written} is another recipe ({named}); resume with the same one, or start a new folder"
+                )
         elif self.is_finished:
             raise ValueError(f"{self.path} already holds a finished run; name another --out")
-        elif written.is_file() and (self.checkpoint_path.is_file() or self.metrics_path.is_file()):
+        elif self.is_begun:
             raise ValueError(f"{self.path} already holds a run; go on with {go_on}, or name another --out")
         elif self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {written}):
             raise ValueError(f"{self.path} already holds something else; name another --out")
@@ -58,8 +68,14 @@ class RunFolder:
 
     @property
     def checkpoint_path(self) -> Path:
-        """Weights and optimiser state of the last checkpoint."""
+        """All that the run needs to go on."""
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run has made steps here."""
+        there = self.checkpoint_path.is_file() or self.metrics_path.is_file()
+        return there and (self.path / "recipe.json").is_file()
 
     @property
     def is_finished(self) -> bool:
@@ -71,32 +87,22 @@ class RunFolder:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Writes a checkpoint after `step` steps; the last one stays until this one is whole."""
-        tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-        state = optimizer.state_dict()["state"]
-        for number, slots in state.items():
-            tensors |= {f"optimizer.{number}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-        partial = self.checkpoint_path.with_suffix(".partial")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {_STEP: str(step)})
-        partial.replace(self.checkpoint_path)
+    def save(self, state: State) -> None:
+        """Writes a checkpoint; the last one stays until this one is whole."""
+        state.save(self.checkpoint_path)
 
-    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Loads the last checkpoint, cuts the log back to it, and returns its step; 0 where there is none."""
-        if not self.checkpoint_path.is_file():
-            self.metrics_path.unlink(missing_ok=True)
-            return 0
-        step = _read_step(self.checkpoint_path)
-        tensors = load_file(self.checkpoint_path)
-        module.load_state_dict(_under(tensors, "module."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under(tensors, "optimizer.").items():
-            number, _, slot = name.partition(".")
-            state.setdefault(int(number), {})[slot] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    def restore(self, state: State) -> None:
+        """Loads the last checkpoint, if there is one."""
+        if self.checkpoint_path.is_file():
+            state.load(self.checkpoint_path)
+
+    def cut_log(self, step: int) -> None:
+        """Takes back what was logged after a step: it is made again."""
         rows = [row for row in read_metrics(self.path) if row[_STEP] <= step]
-        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
-        return step
+        if rows:
+            write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            self.metrics_path.unlink(missing_ok=True)
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
@@ -121,23 +127,19 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    sync_folder(path.parent)
 
 
-def _without_operation(recipe: str) -> Any:
-    """A recipe without what may change between the parts of a run: where it runs, and what it does with bad videos."""
-    plain = json.loads(recipe)
-    plain.pop("machine", None)
-    for name in ("on_bad_video", "workers"):
-        plain.get("data", {}).pop(name, None)
-    return plain
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _read_step(path: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()[_STEP])
+def _differing(written: Path, recipe: str) -> dict[str, tuple[Any, Any]]:
+    """The fields in which a run's recipe is another, apart from what may change between its parts: where it runs, how
+    often it is saved, and what it does with bad videos."""
+    before, now = json.loads(written.read_text(encoding="utf-8")), json.loads(recipe)
+    with contextlib.suppress(ValueError):  # of classes that are no more: compared as written
+        # A field that came with a later version has its default there.
+        before = to_plain(from_plain(before))
+    for plain in (before, now):
+        for name in _OPERATION:
+            plain.pop(name, None)
+        for name in _OPERATION_ON_DATA:
+            plain.get("data", {}).pop(name, None)
+    return differing_fields(before, now)

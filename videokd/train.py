@@ -5,9 +5,10 @@ import shlex
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,19 +16,37 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from videokd import recipe as recipes
 from videokd.assembly import assemble
+from videokd.averaging import WeightAverage
+from videokd.checkpoint import State
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.config import from_plain, to_plain
-from videokd.contracts import Sound, labelled
+from videokd.contracts import Batch, Outputs, Sound, labelled
+from videokd.distill import Step
 from videokd.evaluate import predict, scores
 from videokd.machine import seed_step, terminal
 from videokd.models import Model, save_model
 from videokd.models.cost import cost
+from videokd.norms import synchronise_norms
+from videokd.processes import (
+    is_distributed,
+    is_first,
+    joined,
+    largest_of_all,
+    mean_over_processes,
+    of_all,
+    rank,
+    restarts,
+    wait_for_all,
+    world_size,
+)
 from videokd.recipe import Recipe
-from videokd.run_folder import RunFolder, write_text
+from videokd.run_folder import RunFolder, read_metrics, write_text
+from videokd.stopwatch import Stopwatch
 from videokd.teachers import Mixture, Teacher, all_targets
 from videokd.weighting import FixedWeights
 
@@ -35,11 +54,15 @@ LOG_EVERY = 10  # steps
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the run wrote a checkpoint and stopped."""
+    """Ctrl-C or SIGTERM: the run wrote a checkpoint and stopped."""
 
-    def __init__(self, step: int, go_on: str) -> None:
+    def __init__(self, step: int, go_on: str, *, number: int = signal.SIGINT) -> None:
         super().__init__(f"stopped after step {step}; go on with: {go_on}")
-        self.step = step
+        self.step, self.number = step, number
+
+
+class NotFiniteError(ValueError):
+    """A loss that is no number: what was learned after it is worth nothing."""
 
 
 def train(
@@ -47,16 +70,21 @@ def train(
     folder: str | Path,
     *,
     resume: bool = False,
+    or_resume: bool = False,
     teachers: Mapping[str, Teacher | Mixture] | None = None,
     memory: FrameMemory | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains the recipe's student and leaves it, with its log, in `folder`; returns what summary.json says.
 
+    Started by torchrun, all its processes train one student, each on its part of every batch.
+
     Args:
         recipe: what to run.
-        folder: of the run; must not hold one yet, unless `resume`.
+        folder: of the run; must not hold one yet, unless `resume`. All processes must see it.
         resume: go on from the folder's last checkpoint, to the same weights as an uninterrupted run.
+        or_resume: the same, if the folder holds this very run; begin it if it does not; return its summary if it is
+            finished. For jobs that are started again; what torchrun starts again does so anyway.
         teachers: loaded teachers to use again; None loads those that the recipe names.
         memory: decoded videos to use again, for recipes with `data.in_memory`.
         console: where to report; None for the terminal.
@@ -64,116 +92,221 @@ def train(
     Raises:
         ValueError: before the first step, for anything in the recipe that can't work; or at a loss that is not finite.
         VideoError: for a broken video, unless `data.on_bad_video` is "skip".
-        Interrupted: after Ctrl-C.
+        OSError: if the folder can't be written; the last checkpoint that could be stays.
+        Interrupted: after Ctrl-C or SIGTERM.
     """
-    console = console or terminal()
+    with joined(recipe.machine.find()):
+        console = (console or terminal()) if is_first() else Console(quiet=True)
+        path = Path(folder)
+        if (or_resume or restarts()) and (path / "model.json").is_file() and (path / "summary.json").is_file():
+            console.print(f"{path} is finished")
+            finished: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+            return finished
+        resume = resume or ((or_resume or restarts() > 0) and (path / "recipe.json").is_file())
+        run = RunFolder(path, recipe=recipes.dump(recipes.anchored(recipe)), resume=resume)
+        wait_for_all()  # all have looked at the folder before the first of them writes
+        return _train(recipe, run, resume=resume, teachers=teachers, memory=memory, console=console)
+
+
+def _train(
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    resume: bool,
+    teachers: Mapping[str, Teacher | Mixture] | None,
+    memory: FrameMemory | None,
+    console: Console,
+) -> dict[str, Any]:
     started = time.monotonic()
-    recipe = recipes.anchored(recipe)
-    run = RunFolder(folder, recipe=recipes.dump(recipe), resume=resume)
     begun = resume and run.fitted_path.is_file()
     terms = from_plain(json.loads(run.fitted_path.read_text(encoding="utf-8"))) if begun else None
     made = assemble(recipe, terms=terms, teachers=teachers, memory=memory, console=console)
-    device, student, model, objective = made.device, made.student, made.student.model, made.student.objective
+    recipe, device, student, model = made.recipe, made.device, made.student, made.student.model
     for name, fields in made.taken.items() if not begun else ():
         for one, value in fields.items():
             console.print(f"{name}: {one} {value if not isinstance(value, list) else 'taken from the training set'}")
+    if is_distributed() and recipe.machine.synchronise_norms:
+        synchronise_norms(student, device)
     optimizer = recipe.optim.build(student)
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.machine.precision == "fp16")
+    average = None if recipe.optim.ema is None else WeightAverage(model, recipe.optim.ema)
+    state = State(student, optimizer, scaler, average)
     # Everything that could be refused has been: from here on there is a run.
-    run.begin()
-    if not begun and any(made.taken.values()):
-        write_text(run.fitted_path, json.dumps(to_plain(made.terms), indent=2) + "\n")
-    start = run.restore(student, optimizer) if resume else 0
-    datasets = [made.clips, *([made.val_clips] if made.val_clips else [])]
+    if is_first():
+        run.begin()
+        if not begun and any(made.taken.values()):
+            write_text(run.fitted_path, json.dumps(to_plain(made.terms), indent=2) + "\n")
+    wait_for_all()
+    if not (run.path / "recipe.json").is_file():
+        raise ValueError(f"process {rank()} does not see {run.path}: it must be on a disk that all machines share")
+    if resume:
+        run.restore(state)
+        if is_first():
+            run.cut_log(state.step)
+        wait_for_all()
     if made.clips.memory is not None:
-        _fill(made.clips.memory, datasets, console)
+        _fill(made.clips.memory, [made.clips, *([made.val_clips] if made.val_clips else [])], console)
 
-    skipped: dict[str, None] = {}
-    for reason in made.missing:
-        _name_once(reason, skipped, console)
-    silent: Counter[str] = Counter()
+    steps, tally = recipe.optim.steps, _Tally(state.notes, made.missing, console)
+    validated = _Validations(recipe, read_metrics(run.path))
+    finite, watch = _Finite(device), Stopwatch(device)
     weights_change = not isinstance(recipe.weighting, FixedWeights) or any(
         term.warmup or term.decay for term in made.terms.values()
     )
-    val_top1, done, seen_clips, clock = None, start, 0, _Clock()
+    learn: nn.Module | None = None
+    frozen, row = False, dict[str, float]()
     student.train()
-    with _Stop() as stop, _progress(console) as progress, _saving_on_error(lambda: run.save(student, optimizer, done)):
-        bar = progress.add_task(run.path.name, total=recipe.optim.steps, completed=start, detail="")
-        for step, batch in enumerate(made.batches(range(start, recipe.optim.steps)), start=start + 1):
-            for reason in batch.skipped:
-                _name_once(reason, skipped, console)
-            if not batch.id:
-                raise ValueError(f"no clip of step {step}'s batch could be read; the first: {batch.skipped[0]}")
-            silent.update({party: int((~s.heard).sum()) for party, s in batch.clips.items() if isinstance(s, Sound)})
+    with _Stop() as stop, _progress(console) as progress, _saving_on_bad_data(run, state):
+        bar = progress.add_task(run.path.name, total=steps, completed=state.step, detail="")
+        for step, batch in enumerate(watch.waited(made.batches(range(state.step, steps))), start=state.step + 1):
+            tally.add(batch, step)
             seed_step(recipe.seed, step)
-            lr = recipe.optim.lr_at(step - 1)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            recipe.optim.set_lr(optimizer, step - 1)
+            if learn is None or frozen != recipe.optim.frozen_at(step - 1):
+                frozen = recipe.optim.frozen_at(step - 1)
+                recipe.optim.set_frozen(model, frozen)
+                learn = _distributed(Step(student))
 
-            with recipe.machine.autocast(device):
+            with watch.part("teacher"), recipe.machine.autocast(device):
                 targets = all_targets(made.teachers, batch)
-                outputs = student(batch.clips["student"], batch.shuffled.get("student"))
-            losses = objective(outputs, targets, batch.label, ids=batch.id, progress=step / recipe.optim.steps)
-            _check_finite(losses, step)
-            losses["total"].backward()
-            limit = float("inf") if recipe.optim.clip_norm is None else recipe.optim.clip_norm
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), limit)
-            optimizer.step()
-            optimizer.zero_grad()
+            with watch.part("student"):
+                losses, right = _backward(learn, batch, targets, recipe, scaler, progress=step / steps)
+                wrong = finite.wrong(losses, step)
+                # No process stops by itself: the others would wait for it.
+                said = largest_of_all(2 if wrong else int(stop.requested))
+                if said == 2:
+                    raise NotFiniteError(wrong or f"at step {step} losses of another process are not finite")
+                scaler.unscale_(optimizer)
+                limit = float("inf") if recipe.optim.clip_norm is None else recipe.optim.clip_norm
+                norm = torch.nn.utils.clip_grad_norm_(student.parameters(), limit)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                if average is not None:
+                    average.update(model)
 
-            done = step
-            seen_clips += len(batch.id)
-            last = step == recipe.optim.steps
+            state.step, last = step, step == steps
             if step % LOG_EVERY == 0 or last:
-                for party, clips_without in silent.items():
-                    if clips_without == seen_clips:
-                        raise ValueError(
-                            f"none of the first {seen_clips} clips has sound, and {party} listens: leave it out, or "
-                            "train on videos with sound"
-                        )
-                row = {name: loss.item() for name, loss in losses.items()}
-                row |= {"lr": lr, "grad_norm": norm.item()}
+                tally.check_sound()
+                row = _row(losses, right) | {"lr": recipe.optim.lr_at(step - 1), "grad_norm": norm.item()}
                 if weights_change:
-                    row |= {f"weight.{name}": weight.item() for name, weight in objective.weights.items()}
-                known = labelled(batch.label)
-                if known.any() and batch.label.ndim == 1:  # mixed clips are of no one class
-                    row["train_top1"] = (outputs.logits.argmax(dim=1) == batch.label)[known].float().mean().item()
-                run.log({"step": step, **row})
-                progress.update(bar, detail=f"loss {row['total']:.3f}, {seen_clips / clock.seconds():.0f} clips/s")
+                    row |= {f"weight.{name}": one.item() for name, one in student.objective.weights.items()}
+                if is_first():
+                    run.log({"step": step, **row})
+                progress.update(bar, detail=f"loss {row['total']:.3f}, {tally.rate():.0f} clips/s")
             if made.val_clips is not None and (step % recipe.validate_every == 0 or last):
-                with clock.stopped():
-                    val_top1 = _validate(model, made.val_clips, recipe)
-                run.log({"step": step, "val_top1": val_top1})
+                with tally.stopped(), average.in_place_of(model) if average else nullcontext():
+                    found = _validate(model, made.val_clips, recipe)
+                    if validated.add(step, found) and recipe.keep == "best":
+                        state.best = {name: one.detach().clone() for name, one in model.state_dict().items()}
+                recipe.optim.set_frozen(model, frozen)
+                if is_first():
+                    run.log({"step": step, **found})
+                if validated.enough and not last:
+                    last = True
+                    console.print(f"stopped at step {step}: {recipe.patience} validations without a new best")
             if not console.is_terminal and (step % recipe.validate_every == 0 or last):
-                score = "" if val_top1 is None else f", validation top-1 {val_top1:.1%}"
-                rate = f"{seen_clips / clock.seconds():.0f} clips/s"
+                score = f", validation top-1 {validated.rows[-1]['val_top1']:.1%}" if validated.rows else ""
+                rate = f"{tally.rate():.0f} clips/s"
                 console.print(f"{run.path.name}: step {step}, loss {losses['total'].item():.3f}, {rate}{score}")
             progress.update(bar, completed=step)
-            if stop.requested or (step % recipe.checkpoint_every == 0 and not last):
-                run.save(student, optimizer, step)
-            if stop.requested and not last:
-                raise Interrupted(step, f"videokd train --resume {shlex.quote(str(run.path))}")
+            if said or (step % recipe.checkpoint_every == 0 and not last):
+                _save(run, state, tally)
+            if said and not last:
+                raise Interrupted(step, f"videokd train --resume {shlex.quote(str(run.path))}", number=stop.number)
+            if last:
+                break
+        if wrong := finite.of_last_step():
+            raise NotFiniteError(wrong)
 
-    if made.val_clips is not None and val_top1 is None:
-        val_top1 = _validate(model, made.val_clips, recipe)
+    if recipe.keep == "best" and state.best is not None:
+        model.load_state_dict(state.best)
+    elif average is not None:
+        model.load_state_dict(average.values)
+    chosen = validated.best if recipe.keep == "best" else next(iter(validated.rows[-1:]), None)
     model.eval()
-    price = cost(model)
+    price, notes = cost(model), tally.notes()
     summary: dict[str, Any] = {
-        "steps": recipe.optim.steps,
-        "seconds": time.monotonic() - started,
-        "clips_per_second": seen_clips / clock.seconds(),
+        "steps": state.step,
+        "seconds": notes["seconds"] + time.monotonic() - started - tally.seconds(),
+        "clips_per_second": notes["clips"] / notes["seconds"],
         "params": price.params,
         "macs": price.macs,
-        "val_top1": val_top1,
-        "skipped": list(skipped),
+        "val_top1": None if chosen is None else chosen["val_top1"],
+        "weights_of_step": chosen["step"] if recipe.keep == "best" and chosen else state.step,
+        "losses": {name: row[name] for name in ("total", *recipe.objective) if name in row},
+        "seconds_per_step": watch.per_step(),
+        "skipped": notes["skipped"],
         "device": device.type,
+        "processes": world_size(),
         "fitted": {f"{name}.{one}": value for name, fields in made.taken.items() for one, value in fields.items()},
     }
-    if silent:
-        summary["clips_without_sound"] = dict(silent)
-    write_text(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-    save_model(model, run.path)
-    run.checkpoint_path.unlink(missing_ok=True)
+    if notes["silent"]:
+        summary["clips_without_sound"] = notes["silent"]
+    if is_first():
+        write_text(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        save_model(model, run.path)
+        run.checkpoint_path.unlink(missing_ok=True)
+    wait_for_all()
     return summary
+
+
+def _distributed(step: Step) -> nn.Module:
+    """The step, with gradients averaged over all processes; as it is, where there is but one."""
+    if not is_distributed():
+        return step
+    # Some models have parameters that a recipe's losses do not reach. Teachers are not part of it, running statistics
+    # are the same everywhere (or each process's own, as told), and queues are filled with the clips of all.
+    warnings.filterwarnings("ignore", message=r"find_unused_parameters=True was specified")
+    return DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def _backward(
+    learn: nn.Module,
+    batch: Batch,
+    targets: Mapping[str, Outputs],
+    recipe: Recipe,
+    scaler: torch.amp.GradScaler,
+    *,
+    progress: float,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses of a batch, whose gradient is left in the parameters; and how many of the clips of one class it has,
+    and how many of these the student was right about: (2,).
+
+    The batch is cut into `optim.accumulate` parts, which are alike in their share of labelled clips.
+    """
+    clips = len(batch.id)
+    parts = min(recipe.optim.accumulate, clips)
+    total: dict[str, Tensor] = {}
+    right = torch.zeros(2, device=batch.label.device)
+    for number in range(parts):
+        part, said = batch, targets
+        if parts > 1:
+            rows = torch.arange(number, clips, parts)
+            there = rows.to(batch.label.device, non_blocking=True)
+            part, said = batch.at(rows), {name: one.at(there) for name, one in targets.items()}
+        share = len(part.id) / clips
+        # Gradients are averaged over the processes once, with the last part.
+        wait = isinstance(learn, DistributedDataParallel) and number < parts - 1
+        with learn.no_sync() if wait else nullcontext():  # type: ignore[operator]
+            with recipe.machine.autocast(batch.label.device):
+                outputs, losses = learn(part, said, progress)
+            scaler.scale(losses["total"] * share).backward()
+        for name, loss in losses.items():
+            total[name] = total.get(name, 0) + loss.detach() * share
+        if part.label.ndim == 1:  # mixed clips are of no one class
+            known = labelled(part.label)
+            hits = (outputs.logits.detach().argmax(dim=1) == part.label) & known
+            right += torch.stack([known.sum(), hits.sum()])
+    return total, right
+
+
+def _row(losses: Mapping[str, Tensor], right: Tensor) -> dict[str, float]:
+    """What is logged of a step, over all processes."""
+    means = mean_over_processes(torch.cat([torch.stack(list(losses.values())), right])).tolist()
+    row = dict(zip(losses, means))
+    known, hits = means[-2:]
+    return row | ({"train_top1": hits / known} if known else {})
 
 
 def _fill(memory: FrameMemory, datasets: Sequence[ClipDataset], console: Console) -> None:
@@ -184,39 +317,37 @@ def _fill(memory: FrameMemory, datasets: Sequence[ClipDataset], console: Console
                 progress.advance(bar)
 
 
-def _validate(model: Model[Any], clips: ClipDataset, recipe: Recipe) -> float:
-    found = predict(
-        model,
-        clips,
-        machine=recipe.machine,
-        workers=recipe.data.workers,
-        on_bad_video="error" if recipe.data.on_bad_video == "error" else "skip",
-        time_limit=recipe.data.time_limit,
+def _validate(model: Model[Any], clips: ClipDataset, recipe: Recipe) -> dict[str, float]:
+    found = scores(
+        predict(
+            model,
+            clips,
+            machine=recipe.machine,
+            workers=recipe.data.workers,
+            on_bad_video="error" if recipe.data.on_bad_video == "error" else "skip",
+            time_limit=recipe.data.time_limit,
+        )
     )
-    top1: float = scores(found)["top1"]
-    return top1
+    return {f"val_{name}": found[name] for name in ("top1", "mean_class_accuracy")}
+
+
+def _save(run: RunFolder, state: State, tally: "_Tally") -> None:
+    state.notes = tally.notes()
+    if is_first():
+        run.save(state)
 
 
 @contextmanager
-def _saving_on_error(save: Callable[[], None]) -> Iterator[None]:
-    """Keeps what was learned before a bad video or a loss that is not finite: the weights are those before it."""
+def _saving_on_bad_data(run: RunFolder, state: State) -> Iterator[None]:
+    """Keeps what was learned before a video that can't be read."""
     try:
         yield
-    except ValueError:
-        save()
+    except NotFiniteError:
         raise
-
-
-def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
-    if not losses["total"].isfinite():
-        wrong = [name for name, loss in losses.items() if not loss.isfinite()]
-        raise ValueError(f"at step {step} these losses are not finite: {', '.join(wrong)}; try a lower optim.lr")
-
-
-def _name_once(reason: str, named: dict[str, None], console: Console) -> None:
-    if reason not in named:
-        named[reason] = None
-        console.print(f"skipped: {reason}")
+    except ValueError:
+        if is_first():
+            run.save(state)
+        raise
 
 
 def _progress(console: Console) -> Progress:
@@ -230,6 +361,141 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+class _Finite:
+    """Says which losses are not numbers: at once on the CPU; on a GPU one step later, so that nobody waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._pending: tuple[list[str], Tensor, torch.cuda.Event, int] | None = None
+
+    def wrong(self, losses: Mapping[str, Tensor], step: int) -> str | None:
+        """A sentence, if a step's losses are wrong."""
+        names, found = list(losses), torch.stack([loss.isfinite() for loss in losses.values()])
+        if not self._on_gpu:
+            return _not_finite(names, found, step)
+        before = self.of_last_step()
+        there = torch.empty(len(names), dtype=torch.bool, pin_memory=True)
+        there.copy_(found, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = names, there, event, step
+        return before
+
+    def of_last_step(self) -> str | None:
+        """The sentence that is still due."""
+        if self._pending is None:
+            return None
+        names, found, event, step = self._pending
+        event.synchronize()
+        self._pending = None
+        return _not_finite(names, found, step)
+
+
+def _not_finite(names: Sequence[str], found: Tensor, step: int) -> str | None:
+    if found.all():
+        return None
+    wrong = ", ".join(name for name, fine in zip(names, found.tolist(), strict=True) if not fine)
+    return (
+        f"at step {step} these losses are not finite: {wrong}; start anew with a lower optim.lr (the checkpoint before "
+        "it would lead there again)"
+    )
+
+
+class _Validations:
+    """Scores on the validation split so far, from the log: which was best, and whether to go on."""
+
+    def __init__(self, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._key, self._patience = f"val_{recipe.metric}", recipe.patience
+        self.rows = [dict(row) for row in rows if self._key in row]
+
+    def add(self, step: int, found: Mapping[str, float]) -> bool:
+        """Whether this is the best so far."""
+        self.rows.append({"step": step, **found})
+        return self.best is self.rows[-1]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The first of the best."""
+        return max(self.rows, key=lambda row: row[self._key], default=None)
+
+    @property
+    def enough(self) -> bool:
+        """Whether so many validations brought nothing that it is time to stop."""
+        if self._patience is None or self.best is None:
+            return False
+        return len(self.rows) - 1 - self.rows.index(self.best) >= self._patience
+
+
+class _Tally:
+    """What the run did without, and how fast it is; a resumed run counts on."""
+
+    def __init__(self, notes: Mapping[str, Any], missing: Sequence[str], console: Console) -> None:
+        # What all processes counted before is the first one's.
+        before = notes if is_first() else {}
+        self._console = console
+        self._skipped: dict[str, None] = dict.fromkeys(before.get("skipped", ()))
+        self._silent: Counter[str] = Counter(before.get("silent", {}))
+        self._clips = self._clips_before = before.get("clips", 0)
+        self._seconds_before = before.get("seconds", 0.0)
+        self._clock = _Clock()
+        for reason in missing:
+            self._name(reason)
+
+    def add(self, batch: Batch, step: int) -> None:
+        """Counts a step's clips.
+
+        Raises:
+            ValueError: if none of them could be read.
+        """
+        for reason in batch.skipped:
+            self._name(reason)
+        if not batch.id:
+            raise ValueError(f"no clip of step {step}'s batch could be read; the first: {batch.skipped[0]}")
+        self._clips += len(batch.id)
+        self._silent.update({name: int((~s.heard).sum()) for name, s in batch.clips.items() if isinstance(s, Sound)})
+
+    def check_sound(self) -> None:
+        """Raises a `ValueError` if a party that listens has heard nothing so far."""
+        for party, clips in self._silent.items():
+            if clips == self._clips:
+                raise ValueError(
+                    f"none of the first {clips} clips has sound, and {party} listens: leave it out, or train on videos "
+                    "with sound"
+                )
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The time in it is none of training's."""
+        with self._clock.stopped():
+            yield
+
+    def rate(self) -> float:
+        """Clips a second, of all processes, since this part of the run began."""
+        clips: int = self._clips - self._clips_before
+        return clips * world_size() / self._clock.seconds()
+
+    def seconds(self) -> float:
+        """Of training, since this part of the run began."""
+        return self._clock.seconds()
+
+    def notes(self) -> dict[str, Any]:
+        """Of all processes, since the run began: plain data."""
+        skipped: dict[str, None] = {}
+        silent: Counter[str] = Counter()
+        clips = 0
+        for their_skipped, their_silent, their_clips in of_all((self._skipped, self._silent, self._clips)):
+            skipped |= their_skipped
+            silent.update(their_silent)
+            clips += their_clips
+        seconds = self._seconds_before + self._clock.seconds()
+        return {"skipped": list(skipped), "silent": dict(silent), "clips": clips, "seconds": seconds}
+
+    def _name(self, reason: str) -> None:
+        if reason not in self._skipped:
+            self._skipped[reason] = None
+            self._console.print(f"skipped: {reason}")
 
 
 class _Clock:
@@ -249,24 +515,29 @@ class _Clock:
 
 
 class _Stop:
-    """Turns the first Ctrl-C into a request to stop after the step; the second stops at once."""
+    """Turns Ctrl-C and SIGTERM into a request to stop after the step; a second Ctrl-C stops at once.
+
+    Of several processes none stops by itself: torchrun passes a signal on, which then comes twice.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: Any = None
+        self.number: int = signal.SIGINT
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Stop":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._request)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT and not is_distributed():
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.number = True, number

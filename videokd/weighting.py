@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from videokd.config import nearest
 from videokd.contracts import Outputs, labelled
-from videokd.losses.gather import mean_over_processes
 from videokd.losses.logits import logits_of
 from videokd.losses.loss import above_zero, at_least, in_range
+from videokd.processes import mean_over_processes
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from videokd.bank import Queue
 from videokd.contracts import UNLABELLED, FeatureMap, Outputs
 from videokd.distill import Objective, Term
 from videokd.losses import CRD, DIST, PKT, SP, Loss, RKDAngle, RKDDistance
-from videokd.losses.gather import gathered, mean_over_processes
+from videokd.losses.gather import gathered
 from videokd.losses.relations import BANK, BANK_FILLED, BANK_LABEL
+from videokd.processes import mean_over_processes
 
 ROWS = (3, 5)
 """Clips of every process."""

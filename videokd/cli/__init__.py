@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except Interrupted as stop:
         print(f"videokd: {stop}", file=sys.stderr)
-        return 130
+        return 128 + stop.number
     except (ValueError, OSError) as error:
         print(f"videokd: error: {error}", file=sys.stderr)
         return 1

@@ -6,10 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def is_distributed() -> bool:
-    """Whether there are other processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+from videokd.processes import is_distributed
 
 
 def gathered(values: Tensor) -> Tensor:
@@ -23,16 +20,6 @@ def gathered(values: Tensor) -> Tensor:
         return values
     found: Tensor = _Gather.apply(values)
     return found
-
-
-def mean_over_processes(values: Tensor) -> Tensor:
-    """Without gradient, the same on all of them."""
-    values = values.detach()
-    if not is_distributed():
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
 
 
 class _Gather(torch.autograd.Function):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from videokd.contracts import Grid, Outputs
 from videokd.losses.connectors import Connector
+from videokd.processes import is_distributed, mean_over_processes, world_size
 
 Bank = Literal["none", "queue", "classes"]
 """What a term keeps of its teacher: nothing, its last clip vectors, or the vectors by which it tells classes apart."""
@@ -143,12 +144,18 @@ class ClipwiseLoss(Loss):
     def __call__(
         self, student: Outputs, teacher: Outputs | None, label: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Mean over the clips that count, 0 if none does; each times its weight (B,), if these are given."""
+        """Mean over the clips that count, 0 if none does; each times its weight (B,), if these are given.
+
+        With several processes, the sum of this one's clips over the mean number that a process has: the mean over
+        processes is then the mean over all clips, whoever has more of them.
+        """
         each, counted = self.each(student, teacher, label), self.counted(label)
         weighted = each if weights is None else each * weights
-        if counted is None:
+        if counted is not None:
+            return (weighted * counted).sum() / mean_over_processes(counted.sum()).clamp(min=_least())
+        if not is_distributed():
             return weighted.sum() / max(len(each), 1)
-        return (weighted * counted).sum() / counted.sum().clamp(min=1)
+        return weighted.sum() / mean_over_processes(each.new_tensor(len(each))).clamp(min=_least())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +175,11 @@ class FrameLoss(Loss):
     def pairs(self) -> tuple[Pair, ...]:
         """One pair of frame vectors."""
         return (Pair(self.student_tap, self.teacher_tap, "frames", self.connector, self.wanted),)
+
+
+def _least() -> float:
+    """The least mean number of clips that can be divided by: one clip in all."""
+    return 1 / world_size()
 
 
 def in_range(**values: tuple[float, float, float]) -> None:

@@ -1,0 +1,116 @@
+"""All that a run must remember to go on to the same weights, in one file."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from videokd.averaging import WeightAverage
+
+
+@dataclass
+class State:
+    """What changes from step to step. Schedules, the order of the clips and random numbers are functions of the step,
+    and need no memory."""
+
+    student: nn.Module
+    """With connectors, queues and what losses learn."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None = None
+    best: dict[str, Tensor] | None = None
+    """The model's weights at its best validation, where these are what is kept."""
+    step: int = 0
+    """Steps that are done."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Plain data: what was left out so far, and how long it took."""
+
+    def save(self, path: Path) -> None:
+        """Writes it; what is at `path` stays until this is whole, on the disk and not only on its way.
+
+        Raises:
+            OSError: if it can't be written; what was there is still there.
+        """
+        partial = path.with_suffix(".partial")
+        plain = {"step": self.step, "notes": self.notes, "scaler": self.scaler.state_dict()}
+        if self.average is not None:
+            plain["averaged"] = self.average.steps
+        try:
+            save_file({name: one.contiguous() for name, one in self._tensors().items()}, partial, _written(plain))
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            kept = f"the last one, of step {read_step(path)}, is kept" if path.is_file() else "there is none before it"
+            raise OSError(f"{path} can't be written: {error}; {kept}") from error
+
+    def load(self, path: Path) -> None:
+        """Takes up what `save` wrote."""
+        plain, tensors = _read(path), load_file(path)
+        self.step, self.notes = plain["step"], plain["notes"]
+        self.student.load_state_dict(_under(tensors, "student."))
+        slots: dict[int, dict[str, Tensor]] = {}
+        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        for name, tensor in _under(tensors, "optimizer.").items():
+            number, _, slot = name.partition(".")
+            like = parameters[int(number)]
+            if tensor.shape == like.shape:  # the same layout in memory as the parameter's
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+            slots.setdefault(int(number), {})[slot] = tensor
+        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(plain["scaler"])
+        if self.average is not None:
+            self.average.load(_under(tensors, "average."), steps=plain["averaged"])
+        self.best = _under(tensors, "best.") or None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"student.{name}": one for name, one in self.student.state_dict().items()}
+        for number, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{number}.{slot}": torch.as_tensor(one) for slot, one in slots.items() if one is not None
+            }
+        tensors |= {f"average.{name}": one for name, one in (self.average.values if self.average else {}).items()}
+        return tensors | {f"best.{name}": one for name, one in (self.best or {}).items()}
+
+
+def read_step(path: Path) -> int:
+    """How many steps are done in a checkpoint."""
+    step: int = _read(path)["step"]
+    return step
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on the disk."""
+    if os.name == "nt":
+        return  # a folder can't be opened there
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _written(plain: Mapping[str, Any]) -> dict[str, str]:
+    return {"state": json.dumps(plain)}
+
+
+def _read(path: Path) -> Any:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no checkpoint of this version of videokd, or is damaged: {error}") from error
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,98 @@
+"""The processes of a run: one, or those that torchrun started, on one machine or many."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+_LONGEST_WAIT = timedelta(minutes=30)
+
+
+def is_distributed() -> bool:
+    """Whether there are other processes."""
+    return world_size() > 1
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and reports."""
+    return rank() == 0
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes again, after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def local_rank() -> int:
+    """The number of this process on its machine: which of the GPUs is its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Joins the processes that torchrun started, for as long as this lasts; alone, or joined already, nothing happens.
+
+    GPUs talk by NCCL, and what lies in memory goes by gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=_LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Without gradient, the same on all of them."""
+    values = values.detach()
+    if not is_distributed():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def largest_of_all(value: int) -> int:
+    """The largest that any process says."""
+    if not is_distributed():
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def of_all(value: T) -> list[T]:
+    """What every process says, in the order of their ranks, on all of them."""
+    if not is_distributed():
+        return [value]
+    found: list[T | None] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return [one for one in found if one is not None]
+
+
+def wait_for_all() -> None:
+    """Returns when all processes have come here."""
+    largest_of_all(0)
