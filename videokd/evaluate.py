@@ -20,6 +20,7 @@ from videokd.contracts import UNLABELLED, Clip
 from videokd.machine import Machine
 from videokd.models import Model, load_model
 from videokd.models.cost import cost
+from videokd.processes import of_all, rank, world_size
 
 FrameOrder = Literal["filmed", "shuffled"]
 OnBadVideo = Literal["error", "skip"]
@@ -122,7 +123,8 @@ def predict(
     frame_order: FrameOrder = "filmed",
     advance: Callable[[int], None] = lambda clips: None,
 ) -> Predictions:
-    """Runs the model over every clip, once, by its centred view.
+    """Runs the model over every clip, once, by its centred view; several processes share the clips, and all of them
+    return what all found.
 
     Args:
         model: on the device where it is to run; put in eval mode while this runs.
@@ -146,7 +148,7 @@ def predict(
     logits: list[Tensor] = []
     ids: list[str] = []
     skipped: list[str] = []
-    order = EveryClip(len(dataset), batch_size)
+    order = EveryClip(len(dataset), batch_size, rank=rank(), world_size=world_size())
     for batch in batches(dataset, order, workers=workers, on_bad_video=on_bad_video, time_limit=time_limit):
         skipped += batch.skipped
         advance(len(batch.id) + len(batch.skipped))
@@ -165,9 +167,23 @@ def predict(
         labels.append(batch.label[known])
         ids += [name for name, heard in zip(batch.id, known.tolist()) if heard]
     model.train(training)
-    if not ids:
+    mine = (ids, torch.cat(labels), torch.cat(logits)) if ids else None
+    said = of_all((mine, skipped))
+    skipped = [reason for _, reasons in said for reason in reasons]
+    parts = [part for part, _ in said if part is not None]
+    if not parts:
         raise ValueError(f"none of the {len(dataset)} clips could be read; the first: {skipped[0]}")
-    return Predictions(tuple(ids), torch.cat(labels), torch.cat(logits), model.classes, tuple(skipped))
+    # In the list's order, however many processes shared it.
+    place = {video.id: number for number, video in enumerate(dataset.videos)}
+    names = [name for part, _, _ in parts for name in part]
+    rows = sorted(range(len(names)), key=lambda row: place[names[row]])
+    return Predictions(
+        tuple(names[row] for row in rows),
+        torch.cat([label for _, label, _ in parts])[rows],
+        torch.cat([found for _, _, found in parts])[rows],
+        model.classes,
+        tuple(skipped),
+    )
 
 
 def scores(predictions: Predictions) -> dict[str, Any]:

@@ -42,7 +42,10 @@ class Teacher:
         keys = list(zip(ids, views.tolist(), strict=True))
         new = [place for place, key in enumerate(keys) if key not in self._memory]
         if new:
-            self._store([keys[place] for place in new], self._compute(_rows(view, new)))
+            # As many clips at once as ever: what is said of one must not hang on which others are new (the last digits
+            # do), or a resumed run, which remembers nothing, would learn from other targets.
+            filled = [*new, *[new[0]] * (len(keys) - len(new))]
+            self._store([keys[place] for place in new], self._compute(_rows(view, filled)).at(torch.arange(len(new))))
         rows = [self._memory[key] for key in keys]
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         features = {tap: FeatureMap(stacked[tap], stacked[f"{tap}.times"]) for tap in self.taps}

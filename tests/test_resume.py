@@ -1,0 +1,269 @@
+"""A run that is killed, interrupted, or runs out of disk goes on to the very weights of an uninterrupted one."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from videokd import checkpoint
+from videokd.checkpoint import State, read_step
+from videokd.distill import Term
+from videokd.losses import CRD, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
+from videokd.models import CompactShift, load_model, save_model
+from videokd.recipe import Recipe, TrainedTeacher, load
+from videokd.run_folder import RunFolder, read_metrics
+from videokd.train import Interrupted, train
+from videokd.weighting import Uncertainty
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def eventful(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """All that has a state: a queue, learned weights of terms, a running mean of the weights, remembered teacher
+    outputs, best weights, parts of batches."""
+    recipe = load("quickstart/distilled.py")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher")
+    teacher = replace(load("quickstart/teacher.py").student, width=4)  # type: ignore[call-arg]
+    save_model(teacher.build(load_classes(drawn_set)), folder)
+    return replace(
+        recipe,
+        data=replace(recipe.data, path=str(drawn_set), batch_size=6, val_split="val", views=3),
+        student=CompactShift(width=4, input=recipe.student.input),  # type: ignore[arg-type]
+        objective={
+            "hard": Term(loss=CrossEntropy()),
+            "soft": Term(loss=SoftTargets(), warmup=0.5),
+            "frames": Term(loss=FrameFeatures()),
+            "affinity": Term(loss=TemporalAffinity()),
+            "crd": Term(loss=CRD(queue=16)),
+        },
+        weighting=Uncertainty(),
+        teachers={"teacher": TrainedTeacher(checkpoint=str(folder), remember=True)},
+        optim=replace(recipe.optim, steps=36, ema=0.9, accumulate=2),
+        keep="best",
+        validate_every=5,
+        checkpoint_every=2,
+    )
+
+
+def load_classes(drawn_set: Path) -> tuple[str, ...]:
+    from videokd.clips.lists import read_manifest
+
+    return read_manifest(drawn_set).classes
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = weights(one), weights(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def run_in_child(recipe: Recipe, folder: Path, *, resume: bool) -> Any:
+    process = multiprocessing.get_context("fork").Process(
+        target=train, args=(recipe, folder), kwargs={"resume": resume, "console": QUIET}
+    )
+    process.start()
+    return process
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_with_the_same_weights(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("videokd.train.LOG_EVERY", 1)
+    eventful = replace(eventful, keep="last")
+    train(eventful, tmp_path / "whole", console=QUIET)
+    moments, kills, steps = random.Random(0), 0, []
+    while kills < 10:
+        resume = (tmp_path / "parts" / "recipe.json").is_file()
+        process = run_in_child(eventful, tmp_path / "parts", resume=resume)
+        before = last_step(tmp_path / "parts")
+        target = before + moments.randint(0, 4)
+        while process.is_alive() and last_step(tmp_path / "parts") < min(target, 35):
+            time.sleep(0.002)
+        time.sleep(moments.random() * 0.03)  # within a step, a checkpoint, a validation
+        if not process.is_alive():
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+        steps.append(last_step(tmp_path / "parts"))
+    train(eventful, tmp_path / "parts", resume=True, console=QUIET)
+    assert kills == 10, steps
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    for one, other in zip(read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts"), strict=True):
+        assert one == other
+
+
+def last_step(run: Path) -> int:
+    rows = read_metrics(run)
+    return rows[-1]["step"] if rows else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_of_the_step_that_was_running(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=12))
+    train(recipe, tmp_path / "whole", console=QUIET)
+    seen = []
+
+    def step(seed: int, step: int) -> None:
+        seen.append(step)
+        if step == 5:
+            os.kill(os.getpid(), number)
+        torch.manual_seed(seed * 1_000_003 + step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("videokd.train.seed_step", step)
+        with pytest.raises(Interrupted, match=r"after step 5; go on with: videokd train --resume") as stop:
+            train(recipe, tmp_path / "parts", console=QUIET)
+    assert stop.value.number == number
+    assert read_step(tmp_path / "parts" / "checkpoint.safetensors") == 5
+    train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=8))
+    train(recipe, tmp_path / "whole", console=QUIET)
+    save_file = checkpoint.save_file
+
+    def full_at_last(tensors: Any, path: Path, plain: dict[str, str]) -> None:
+        if '"step": 4' in plain["state"]:
+            path.write_bytes(b"torn")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path, plain)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full_at_last)
+        with pytest.raises(OSError, match=r"No space left on device .*; the last one, of step 2, is kept"):
+            train(recipe, tmp_path / "parts", console=QUIET)
+    assert read_step(tmp_path / "parts" / "checkpoint.safetensors") == 2
+    assert not list((tmp_path / "parts").glob("*.partial"))
+    train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_folder_that_cannot_be_made_is_named(eventful: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file/run"):
+        train(eventful, tmp_path / "file" / "run", console=QUIET)
+
+
+def test_a_damaged_checkpoint_is_named_and_not_trained_from(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: RunFolder, state: State) -> None:
+        state.save(self.checkpoint_path)
+        raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", die)
+        with pytest.raises(RuntimeError, match="the power went"):
+            train(eventful, tmp_path / "run", console=QUIET)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="is damaged"):
+        train(eventful, tmp_path / "run", resume=True, console=QUIET)
+
+
+def test_what_was_left_out_before_a_break_is_still_counted(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    state = State(module, optimizer, torch.amp.GradScaler("cpu", enabled=False), step=3, notes={"skipped": ["a.mp4"]})
+    state.save(tmp_path / "it.safetensors")
+    again = State(module, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    again.load(tmp_path / "it.safetensors")
+    assert (again.step, again.notes) == (3, {"skipped": ["a.mp4"]})
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_weights_with_the_channels_last_go_on_as_they_were(tmp_path: Path, kind: str) -> None:
+    def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        if kind == "sgd":
+            return module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, fused=True)
+        return module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+
+    def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        torch.manual_seed(number)
+        module(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    whole, parts = made(), made()
+    step(*whole, 1)
+    step(*parts, 1)
+    State(*parts, torch.amp.GradScaler("cpu", enabled=False)).save(tmp_path / "it.safetensors")
+    again = made()
+    State(*again, torch.amp.GradScaler("cpu", enabled=False)).load(tmp_path / "it.safetensors")
+    for number in (2, 3):
+        step(*whole, number)
+        step(*again, number)
+    assert torch.equal(whole[0].weight, again[0].weight)
+
+
+def test_the_best_weights_are_those_of_the_best_validation(eventful: Recipe, tmp_path: Path) -> None:
+    summary = train(eventful, tmp_path / "run", console=QUIET)
+    rows = [row for row in read_metrics(tmp_path / "run") if "val_top1" in row]
+    best = max(rows, key=lambda row: row["val_top1"])
+    assert summary["val_top1"] == best["val_top1"]
+    assert summary["weights_of_step"] == best["step"]
+    model = load_model(tmp_path / "run")
+    last = train(replace(eventful, keep="last"), tmp_path / "last", console=QUIET)
+    assert last["weights_of_step"] == 36
+    changed = any(
+        not torch.equal(one, other)
+        for one, other in zip(model.state_dict().values(), load_model(tmp_path / "last").state_dict().values())
+    )
+    assert changed == (best["step"] != 36)
+
+
+def test_training_stops_when_validation_gets_no_better(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.3, 0.5, 0.5, 0.4, 0.9])
+    monkeypatch.setattr("videokd.train._validate", lambda *_: {"val_top1": next(scores), "val_mean_class_accuracy": 0})
+    summary = train(replace(eventful, patience=2, validate_every=2), tmp_path / "run", console=QUIET)
+    assert (summary["steps"], summary["weights_of_step"], summary["val_top1"]) == (8, 4, 0.5)
+
+
+def test_a_job_that_is_started_again_goes_on_or_is_done(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=6))
+    train(recipe, tmp_path / "whole", console=QUIET)
+
+    def stop(seed: int, step: int) -> None:
+        torch.manual_seed(seed * 1_000_003 + step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("videokd.train.seed_step", stop)
+        with pytest.raises(Interrupted):
+            train(recipe, tmp_path / "job", or_resume=True, console=QUIET)
+    done = train(recipe, tmp_path / "job", or_resume=True, console=QUIET)
+    assert same(tmp_path / "whole", tmp_path / "job")
+    assert train(recipe, tmp_path / "job", or_resume=True, console=QUIET) == done
+    with pytest.raises(ValueError, match=r"is another recipe \(seed was 0 and is 4\)"):
+        (tmp_path / "job" / "model.json").unlink()
+        train(replace(recipe, seed=4), tmp_path / "job", or_resume=True, console=QUIET)
