@@ -14,7 +14,7 @@ from torch import Tensor
 
 from videokd import recipe as recipes
 from videokd.clips.dataset import ClipDataset, FrameMemory
-from videokd.clips.loader import batches, leave_out_bad
+from videokd.clips.loader import batches, leave_out_bad, on_device
 from videokd.clips.manifest import Manifest, is_url
 from videokd.clips.mixing import mixed
 from videokd.clips.order import BatchOrder
@@ -25,6 +25,7 @@ from videokd.distill import Student, Term, check_clips, check_terms, wanted_taps
 from videokd.losses import Facts
 from videokd.models import Model, ModelConfig, check_classes, load_model
 from videokd.models.model import nameless
+from videokd.processes import rank, world_size
 from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher
 from videokd.teachers import Mixture, Teacher, all_targets
 
@@ -151,7 +152,8 @@ def fitted(
     wanting = {term.teacher for term in recipe.objective.values() if term.loss.needs_calibration}
     said: dict[str, list[Outputs]] = {name: [] for name in wanting}
     if wanting:
-        first = order.over(range(min(CALIBRATION_BATCHES, recipe.optim.steps)))
+        # Every process looks at the clips of all, and finds the same.
+        first = order.over(range(min(CALIBRATION_BATCHES, recipe.optim.steps)), whole=True)
         device = recipe.machine.find()
         for batch in _served(recipe, clips, first, device):
             if not batch.id:
@@ -251,12 +253,8 @@ def _served(recipe: Recipe, clips: ClipDataset, order: BatchOrder, device: torch
         on_bad_video=recipe.data.on_bad_video,
         time_limit=recipe.data.time_limit,
     )
-    for step, batch in enumerate(served, start=order.steps.start + 1):
-        if not batch.id:
-            yield batch
-            continue
-        batch = batch.to(device)
-        if recipe.data.mix is not None:
+    for step, batch in enumerate(on_device(served, device), start=order.steps.start + 1):
+        if batch.id and recipe.data.mix is not None:
             batch = mixed(batch, recipe.data.mix, num_classes=len(clips.classes), seed=recipe.seed, step=step)
         yield batch
 
@@ -341,4 +339,6 @@ def _order(clips: ClipDataset, recipe: Recipe, console: Console) -> BatchOrder:
         views=recipe.data.views,
         repeats=recipe.data.repeats,
         spread=recipe.data.spread,
+        rank=rank(),
+        world_size=world_size(),
     )

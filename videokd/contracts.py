@@ -220,6 +220,13 @@ class Batch:
             shuffled={party: view.rows(there) for party, view in self.shuffled.items()},
         )
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the batch's memory until what `stream` does with it is done, though another stream filled it."""
+        for view in self.clips.values():
+            for part in vars(view).values():
+                part.record_stream(stream)
+        self.label.record_stream(stream)
+
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; `DataLoader` calls this."""
         clips = {party: clip.pin_memory() for party, clip in self.clips.items()}

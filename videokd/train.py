@@ -255,10 +255,13 @@ def _distributed(step: Step) -> nn.Module:
     """The step, with gradients averaged over all processes; as it is, where there is but one."""
     if not is_distributed():
         return step
-    # Some models have parameters that a recipe's losses do not reach. Teachers are not part of it, running statistics
-    # are the same everywhere (or each process's own, as told), and queues are filled with the clips of all.
-    warnings.filterwarnings("ignore", message=r"find_unused_parameters=True was specified")
-    return DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
+    # Static: some models have parameters that a recipe's losses do not reach, and these are always the same. Teachers
+    # are not part of it, running statistics are the same everywhere (or each process's own, as told), and queues are
+    # filled with the clips of all. (`no_sync` fails on a static graph: each part of a batch is averaged by itself.)
+    with warnings.catch_warnings():
+        # Its new name is not in the oldest torch that will do.
+        warnings.filterwarnings("ignore", message=r"`broadcast_buffers` is deprecated", category=FutureWarning)
+        return DistributedDataParallel(step, broadcast_buffers=False, static_graph=True)
 
 
 def _backward(
@@ -276,22 +279,18 @@ def _backward(
     The batch is cut into `optim.accumulate` parts, which are alike in their share of labelled clips.
     """
     clips = len(batch.id)
-    parts = min(recipe.optim.accumulate, clips)
+    parts = _parts(clips, recipe)
     total: dict[str, Tensor] = {}
     right = torch.zeros(2, device=batch.label.device)
-    for number in range(parts):
+    for rows in parts:
         part, said = batch, targets
-        if parts > 1:
-            rows = torch.arange(number, clips, parts)
+        if len(parts) > 1:
             there = rows.to(batch.label.device, non_blocking=True)
             part, said = batch.at(rows), {name: one.at(there) for name, one in targets.items()}
         share = len(part.id) / clips
-        # Gradients are averaged over the processes once, with the last part.
-        wait = isinstance(learn, DistributedDataParallel) and number < parts - 1
-        with learn.no_sync() if wait else nullcontext():  # type: ignore[operator]
-            with recipe.machine.autocast(batch.label.device):
-                outputs, losses = learn(part, said, progress)
-            scaler.scale(losses["total"] * share).backward()
+        with recipe.machine.autocast(batch.label.device):
+            outputs, losses = learn(part, said, progress)
+        scaler.scale(losses["total"] * share).backward()
         for name, loss in losses.items():
             total[name] = total.get(name, 0) + loss.detach() * share
         if part.label.ndim == 1:  # mixed clips are of no one class
@@ -299,6 +298,16 @@ def _backward(
             hits = (outputs.logits.detach().argmax(dim=1) == part.label) & known
             right += torch.stack([known.sum(), hits.sum()])
     return total, right
+
+
+def _parts(clips: int, recipe: Recipe) -> list[Tensor]:
+    """Which clips of a batch, whose labelled ones come first, make up each part: int64 (N,). With several processes,
+    their parts together are those that one would have."""
+    parts = min(recipe.optim.accumulate, clips)
+    kind = round(clips * (1 - recipe.data.unlabelled_per_batch / recipe.data.batch_size))
+    kinds = torch.arange(kind).tensor_split(parts), torch.arange(kind, clips).tensor_split(parts)
+    found = [torch.cat(both) for both in zip(*kinds, strict=True)]
+    return [rows for rows in found if len(rows)]
 
 
 def _row(losses: Mapping[str, Tensor], right: Tensor) -> dict[str, float]:

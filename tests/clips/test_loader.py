@@ -18,7 +18,7 @@ from videokd.clips import dataset as videos
 from videokd.clips.backends import PlannedReader
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.clips.lists import read_manifest
-from videokd.clips.loader import batches, collate, leave_out_bad
+from videokd.clips.loader import batches, collate, leave_out_bad, on_device
 from videokd.clips.manifest import Manifest
 from videokd.clips.order import BatchOrder, EveryClip
 from videokd.clips.reading import VideoError, scan
@@ -42,6 +42,20 @@ def equal(one: object, other: object) -> bool:
     return (
         torch.equal(one, other) if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) else one == other
     )
+
+
+@pytest.mark.gpu
+def test_batches_that_are_copied_ahead_are_the_same(drawn_set: Path) -> None:
+    clips = ClipDataset(read_manifest(drawn_set).split("train"), {"student": InputSpec(frames=8, size=32)})
+    order = EveryClip(len(clips), 5)
+    device = torch.device("cuda")
+    ahead = on_device(batches(clips, order), device)
+    for one, other in zip(batches(clips, order), ahead, strict=True):
+        torch.cuda._sleep(10_000_000)
+        mine, theirs = one.clips["student"], other.clips["student"]
+        assert theirs.frames.is_cuda
+        assert torch.equal(mine.frames, theirs.frames.cpu())
+        assert one.id == other.id
 
 
 def test_each_party_gets_its_own_frames_and_size_of_one_decode(drawn_set: Path) -> None:

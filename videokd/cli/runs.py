@@ -16,6 +16,7 @@ from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest
 from videokd.evaluate import evaluate as evaluate_model
 from videokd.machine import Machine
+from videokd.processes import is_first
 from videokd.recipe import Recipe
 from videokd.report.comparison import arms, differing_recipes, read_evaluation, trios, write_evaluation
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, terminal_table
@@ -49,7 +50,9 @@ def quickstart(
 @dataclass(frozen=True)
 class _TrainCommand:
     out: Path
-    """Folder of the run; must hold none yet."""
+    """Folder of the run; must hold none yet, but with --or-resume."""
+    or_resume: bool
+    """Go on if the folder holds this very run: for jobs that are started again."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 
 
@@ -72,6 +75,7 @@ def train(arguments: Sequence[str]) -> None:
         _TrainCommand,
         default=_TrainCommand(
             out=path if resume else Path("runs") / path.stem,
+            or_resume=False,
             recipe=recipes.load(path / "recipe.json" if resume else path),
         ),
         args=list(fields),
@@ -80,7 +84,9 @@ def train(arguments: Sequence[str]) -> None:
         config=(tyro.conf.AvoidSubcommands,),
     )
     run = path if resume else command.out
-    summary = train_recipe(command.recipe, run, resume=resume, console=CONSOLE)
+    summary = train_recipe(command.recipe, run, resume=resume, or_resume=command.or_resume, console=CONSOLE)
+    if not is_first():
+        return
     score = "" if summary["val_top1"] is None else f", validation top-1 {summary['val_top1']:.1%}"
     skipped = f", {len(summary['skipped'])} videos skipped" if summary["skipped"] else ""
     for party, clips in summary.get("clips_without_sound", {}).items():

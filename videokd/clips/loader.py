@@ -68,6 +68,25 @@ def batches(
         yield from _Desk(dataset, chain(first, blocks), slots, num_slots, on_bad_video).served(pool)
 
 
+def on_device(source: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches on `device`; on a GPU each is copied while the one before it is used, in a stream of its own."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in source)
+        return
+    copies = torch.cuda.Stream(device)
+    coming: Batch | None = None
+    for batch in source:
+        with torch.cuda.stream(copies):
+            moved = batch.to(device)
+        if coming is not None:
+            yield coming
+        torch.cuda.current_stream(device).wait_stream(copies)
+        moved.record_stream(torch.cuda.current_stream(device))
+        coming = moved
+    if coming is not None:
+        yield coming
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of samples, for a `DataLoader` of one's own."""
     parties = samples[0]["clips"] if samples else {}

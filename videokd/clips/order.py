@@ -99,10 +99,12 @@ class BatchOrder(Sampler[list[ClipView]]):
         for step in self.steps:
             yield self.batch(step)
 
-    def over(self, steps: range) -> "BatchOrder":
-        """The same order, of other steps."""
+    def over(self, steps: range, *, whole: bool = False) -> "BatchOrder":
+        """The same order, of other steps; `whole` names the clips of all ranks."""
         other = copy(self)
         other.steps = steps
+        if whole:
+            other._rank, other._world_size = 0, 1
         return other
 
     def blocks(self) -> Iterator[list[list[ClipView]]]:

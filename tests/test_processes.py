@@ -1,0 +1,178 @@
+"""Several processes, as torchrun starts them: the same as one."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from videokd import recipe as recipes
+from videokd.clips.lists import read_manifest
+from videokd.clips.manifest import write_manifest
+from videokd.distill import Term
+from videokd.evaluate import evaluate
+from videokd.losses import CRD, DIST, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
+from videokd.machine import Machine
+from videokd.models import CompactShift, save_model
+from videokd.recipe import Recipe, TrainedTeacher, load
+from videokd.run_folder import read_metrics
+from videokd.train import train
+from videokd.weighting import FixedWeights, ScaleNormalised
+
+QUIET = Console(quiet=True)
+SCRIPT = Path(__file__).with_name("in_processes.py")
+
+
+@pytest.fixture(scope="module")
+def distilled(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Losses of every kind: means over clips, over frames, and between the clips of a batch."""
+    recipe = load("quickstart/distilled.py")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher")
+    teacher = replace(load("quickstart/teacher.py").student, width=4)  # type: ignore[call-arg]
+    save_model(teacher.build(read_manifest(drawn_set).classes), folder)
+    return replace(
+        recipe,
+        data=replace(recipe.data, path=str(drawn_set), batch_size=8, val_split="val"),
+        student=CompactShift(width=4, input=recipe.student.input),  # type: ignore[arg-type]
+        objective={
+            "hard": Term(loss=CrossEntropy()),
+            "soft": Term(loss=SoftTargets()),
+            "frames": Term(loss=FrameFeatures()),
+            "affinity": Term(loss=TemporalAffinity()),
+            "dist": Term(loss=DIST()),
+            "crd": Term(loss=CRD(queue=16)),
+        },
+        weighting=ScaleNormalised(),
+        teachers={"teacher": TrainedTeacher(checkpoint=str(folder))},
+        optim=replace(recipe.optim, steps=10),
+        validate_every=4,
+        checkpoint_every=3,
+    )
+
+
+def torchrun(recipe: Recipe, folder: Path, *more: str, processes: int = 2, restarts: int = 0) -> None:
+    path = folder.with_suffix(".json")
+    path.write_text(recipes.dump(recipe))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
+        *(f"--max-restarts={restarts}", str(SCRIPT), str(path), str(folder), *more),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr
+
+
+def assert_alike(one: Path, other: Path, *, within: float) -> None:
+    """The same losses at every step, the same validation, the same weights."""
+    left, right = read_metrics(one), read_metrics(other)
+    assert [row.keys() for row in left] == [row.keys() for row in right]
+    for mine, theirs in zip(left, right, strict=True):
+        for name, value in mine.items():
+            allowed = 1e-2 if name == "grad_norm" else within
+            assert theirs[name] == pytest.approx(value, rel=allowed, abs=within), (mine["step"], name)
+    for name, tensor in load_file(one / "model.safetensors").items():
+        torch.testing.assert_close(load_file(other / "model.safetensors")[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(
+    distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("videokd.train.LOG_EVERY", 1)
+    one = train(distilled, tmp_path / "one", console=QUIET)
+    torchrun(distilled, tmp_path / "two")
+    assert_alike(tmp_path / "one", tmp_path / "two", within=1e-4)
+    assert one["processes"] == 1
+
+
+@pytest.mark.slow
+def test_parts_of_batches_and_parameters_that_no_loss_reaches_are_the_same_too(
+    distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head has no gradient: only features are compared."""
+    recipe = replace(
+        distilled,
+        objective={"frames": Term(loss=FrameFeatures()), "affinity": Term(loss=TemporalAffinity())},
+        weighting=FixedWeights(),
+        optim=replace(distilled.optim, accumulate=2, ema=0.9),
+    )
+    monkeypatch.setattr("videokd.train.LOG_EVERY", 1)
+    # Batch normalisation sees a part of a batch at a time: over both processes, the same as in one.
+    train(recipe, tmp_path / "one", console=QUIET)
+    torchrun(recipe, tmp_path / "two")
+    assert_alike(tmp_path / "one", tmp_path / "two", within=1e-4)
+
+
+@pytest.mark.slow
+def test_when_a_process_dies_torchrun_goes_on_from_the_last_checkpoint(distilled: Recipe, tmp_path: Path) -> None:
+    torchrun(distilled, tmp_path / "whole")
+    torchrun(distilled, tmp_path / "died", "8", restarts=1)
+    steps = [row["step"] for row in read_metrics(tmp_path / "died") if "total" in row]
+    assert steps == list(range(1, 11))
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "died")
+    whole, died = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "died"))
+    assert all(torch.equal(whole[name], died[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_videos_that_one_process_cannot_read_weigh_on_no_other_clip(
+    distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of a batch that are not equal are weighed by their clips."""
+    manifest = read_manifest(distilled.data.path)
+    training = [video for video in manifest.videos if video.split == "train"]
+    videos = list(manifest.videos)
+    for number, video in enumerate(training[:5]):
+        path = tmp_path / f"broken{number}.mp4"
+        path.write_bytes(b"not a video")
+        videos[videos.index(video)] = replace(video, path=path)
+    write_manifest(replace(manifest, videos=tuple(videos)), tmp_path / "list.jsonl")
+    data = replace(distilled.data, path=str(tmp_path / "list.jsonl"), on_bad_video="skip")
+    # Not the queue: which clips it drops first is another matter of their order.
+    objective = {name: term for name, term in distilled.objective.items() if name in ("hard", "soft", "frames", "dist")}
+    optim = replace(distilled.optim, steps=4)
+    recipe = replace(distilled, data=data, objective=objective, optim=optim, weighting=FixedWeights())
+    monkeypatch.setattr("videokd.train.LOG_EVERY", 1)
+    one = train(recipe, tmp_path / "one", console=QUIET)
+    torchrun(recipe, tmp_path / "two")
+    assert_alike(tmp_path / "one", tmp_path / "two", within=1e-4)
+    two = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert len(one["skipped"]) == 5
+    assert sorted(one["skipped"]) == sorted(two["skipped"])
+    assert two["processes"] == 2
+
+
+@pytest.mark.slow
+def test_evaluation_of_an_uneven_list_is_that_of_one_process(
+    distilled: Recipe, drawn_set: Path, tmp_path: Path
+) -> None:
+    """Seven clips over two processes."""
+    torch.manual_seed(0)
+    save_model(distilled.student.build(read_manifest(drawn_set).classes), tmp_path / "model")
+    test = read_manifest(drawn_set).split("test")
+    videos = replace(test, videos=test.videos[:7])
+    write_manifest(videos, tmp_path / "seven.jsonl")
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import json, sys, torch\n"
+        "from videokd.clips.lists import read_manifest\n"
+        "from videokd.evaluate import evaluate\n"
+        "from videokd.machine import Machine\n"
+        "from videokd.processes import joined, rank\n"
+        "with joined(torch.device('cpu')):\n"
+        "    found = evaluate(sys.argv[1], read_manifest(sys.argv[2]).split('test'), machine=Machine(), batch_size=2)\n"
+        "    open(f'{sys.argv[3]}/{rank()}.json', 'w').write(json.dumps(found))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run([*command, tmp_path / "model", tmp_path / "seven.jsonl", tmp_path], check=True, capture_output=True)
+    alone = evaluate(tmp_path / "model", read_manifest(tmp_path / "seven.jsonl").split("test"), machine=Machine())
+    for number in (0, 1):
+        assert json.loads((tmp_path / f"{number}.json").read_text()) == alone
