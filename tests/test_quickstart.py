@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from videokd.clips.lists import read_manifest
-from videokd.optim import AdamW
+from videokd.machine import seed_step
 from videokd.quickstart import FAST, Scale, quickstart
 from videokd.recipe import load
 from videokd.train import Interrupted
@@ -91,16 +91,16 @@ def test_a_second_quickstart_in_the_same_folder_is_refused_or_goes_on(done: Path
 def test_an_interrupted_quickstart_says_how_to_go_on_and_does(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lr_at, calls = AdamW.lr_at, []
+    calls = []
 
-    def ctrl_c_in_the_first_student(self: AdamW, step: int) -> float:
+    def ctrl_c_in_the_first_student(seed: int, step: int) -> None:
         calls.append(1)
         if len(calls) == 5:  # the teacher has three steps, so this is the student's second
             os.kill(os.getpid(), signal.SIGINT)
-        return lr_at(self, step)
+        seed_step(seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdamW, "lr_at", ctrl_c_in_the_first_student)
+        patch.setattr("videokd.train.seed_step", ctrl_c_in_the_first_student)
         with pytest.raises(Interrupted, match="go on with: the same command and --resume"):
             quickstart(tmp_path / "out", seeds=2, scale=TINY, console=QUIET)
     report = quickstart(tmp_path / "out", seeds=2, scale=TINY, resume=True, console=QUIET)
