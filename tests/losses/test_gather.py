@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from videokd.bank import Queue
 from videokd.contracts import UNLABELLED, FeatureMap, Outputs
 from videokd.distill import Objective, Term
-from videokd.losses import CRD, DIST, PKT, SP, Loss, RKDAngle, RKDDistance
+from videokd.losses import CRD, DIST, PKT, SP, CrossEntropy, FrameFeatures, Loss, RKDAngle, RKDDistance, SoftTargets
 from videokd.losses.gather import gathered
 from videokd.losses.relations import BANK, BANK_FILLED, BANK_LABEL
 from videokd.processes import mean_over_processes
@@ -64,8 +64,38 @@ def worker(rank: int, folder: str) -> None:
     objective = Objective({"distance": Term(loss=RKDDistance())})
     objective.forward(_keyed(said(leaf)), {"teacher": said(teacher, known)}, label)["total"].backward()
     found["one side"] = leaf.grad
+    # Means over clips, of processes that have other numbers of them; the last one with no clip in process 0.
+    for name, (terms, which) in MEANS.items():
+        leaf = student.clone().requires_grad_()
+        rows = known_rows(which)[mine]
+        losses = Objective(terms).forward(_framed(said(leaf)), {"teacher": _framed(said(teacher, rows))}, label)
+        losses["total"].backward()
+        found[name] = {"value": losses["total"].item(), "gradient": leaf.grad}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def known_rows(which: str) -> torch.Tensor:
+    """Of which clips the teacher says something."""
+    known = torch.ones(sum(ROWS), dtype=torch.bool)
+    known[: {"all": 0, "some": 2, "none of the first": ROWS[0]}[which]] = False
+    return known
+
+
+MEANS = {
+    f"{name}, {which}": ({"one": Term(loss=loss)}, which)
+    for name, loss in {
+        "cross-entropy": CrossEntropy(),
+        "soft targets": SoftTargets(),
+        "frames": FrameFeatures(connector=None, student_tap="clip", teacher_tap="clip"),
+    }.items()
+    for which in ("all", "some", "none of the first")
+}
+
+
+def _framed(outputs: Outputs) -> Outputs:
+    maps = {"clip|teacher|clip|frames|plain": outputs.features["clip"], "clip": outputs.features["clip"]}
+    return Outputs(outputs.logits, maps, outputs.known)
 
 
 def _keyed(outputs: Outputs) -> Outputs:
@@ -89,6 +119,20 @@ def test_processes_compute_the_loss_of_the_whole_batch_and_its_gradient(name: st
     for one in found:
         assert one[name]["value"] == pytest.approx(value.item(), rel=1e-5)
     # What distributed data parallel averages: every process has its rows' gradient, as often as there are processes.
+    gradient = torch.cat([one[name]["gradient"] for one in found]) / len(ROWS)
+    torch.testing.assert_close(gradient, student.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_the_mean_over_processes_is_the_mean_over_all_clips(name: str, found: list[dict[str, Any]]) -> None:
+    student, teacher, label = sides()
+    student.requires_grad_()
+    terms, which = MEANS[name]
+    targets = {"teacher": _framed(said(teacher, known_rows(which)))}
+    value = Objective(terms).forward(_framed(said(student)), targets, label)["total"]
+    value.backward()
+    assert student.grad is not None
+    assert sum(one[name]["value"] for one in found) / len(ROWS) == pytest.approx(value.item(), rel=1e-5)
     gradient = torch.cat([one[name]["gradient"] for one in found]) / len(ROWS)
     torch.testing.assert_close(gradient, student.grad, rtol=1e-4, atol=1e-6)
 
