@@ -22,7 +22,7 @@ FLOORS = {
     "losses": 1,
     "weighting": 2,
     "bank": 2,
-    "optim": 1,
+    "optim": 2,
     "machine": 1,
     "run_folder": 3,
     "averaging": 1,

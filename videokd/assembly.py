@@ -330,6 +330,8 @@ def _order(clips: ClipDataset, recipe: Recipe, console: Console) -> BatchOrder:
         )
     if recipe.data.unlabelled_per_batch and all(term.loss.needs_labels for term in recipe.objective.values()):
         raise ValueError("every term of the objective needs labels: data.unlabelled_per_batch must be 0")
+    if clips.multi_label and recipe.data.class_balance:
+        raise ValueError("clips with several labels are of no one class to balance: data.class_balance must be 0")
     return BatchOrder(
         labels,
         batch_size=recipe.data.batch_size,
@@ -341,4 +343,5 @@ def _order(clips: ClipDataset, recipe: Recipe, console: Console) -> BatchOrder:
         spread=recipe.data.spread,
         rank=rank(),
         world_size=world_size(),
+        class_balance=recipe.data.class_balance,
     )

@@ -21,7 +21,7 @@ from videokd.distill import Term
 from videokd.losses import Loss
 from videokd.machine import Machine
 from videokd.models import ModelConfig
-from videokd.optim import AdamW
+from videokd.optim import Optimizer
 from videokd.teachers import Mixture
 from videokd.weighting import FixedWeights, Weighting
 
@@ -47,6 +47,10 @@ class Data:
     unlabelled_per_batch: int = 0
     """How many clips of a batch are unlabelled ones: they carry the distillation terms alone. They are those of the
     training split without a label, and all of the split "unlabelled"."""
+    class_balance: float = 0.0
+    """How evenly labelled clips are drawn over their classes: 0 takes every clip once a pass; above, each pass draws
+    with replacement, a clip by the size of its class to the power of minus this. 1 gives every class the same chance,
+    0.5 is square-root sampling [Kang et al. 2020]."""
     augment: Augment = field(default_factory=Augment)
     views: int | None = None
     """Different views of a clip; None for no end of them."""
@@ -80,6 +84,8 @@ class Data:
                 "batch_size, repeats and spread are at least 1 and time_limit is above 0, "
                 f"got {self.batch_size}, {self.repeats}, {self.spread} and {self.time_limit}"
             )
+        if not 0 <= self.class_balance <= 1:
+            raise ValueError(f"class_balance lies in [0, 1], got {self.class_balance}")
         if self.in_memory and self.workers:
             raise ValueError(f"in_memory decodes once, in the main process: set workers to 0, not {self.workers}")
 
@@ -126,7 +132,8 @@ class Recipe:
     student: ModelConfig
     """The model that learns; a teacher's own training is a recipe in which it is the student."""
     objective: dict[str, Term]
-    optim: AdamW
+    optim: Optimizer
+    """AdamW or SGD, its schedule, and what of the student learns."""
     teachers: dict[str, TeacherSource] = field(default_factory=dict)
     """By name: trained here, published, or a mixture of others of them."""
     weighting: Weighting = field(default_factory=FixedWeights)
@@ -162,6 +169,12 @@ class Recipe:
             raise ValueError(f"seeds are not negative, got {self.seed} and {self.data.view_seed}")
         if "student" in self.teachers:
             raise ValueError("no teacher can be called 'student'")
+        parts = self.optim.accumulate
+        if self.data.batch_size % parts or self.data.unlabelled_per_batch % parts:
+            raise ValueError(
+                f"optim.accumulate={parts} has to divide data.batch_size={self.data.batch_size} and "
+                f"data.unlabelled_per_batch={self.data.unlabelled_per_batch}"
+            )
         for name, teacher in self.teachers.items():
             if not isinstance(teacher, Mixture) and teacher.remember and self.data.views is None:
                 raise ValueError(f"teacher {name!r} would remember endless views: set data.views, or remember to False")

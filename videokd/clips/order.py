@@ -37,6 +37,10 @@ class BatchOrder(Sampler[list[ClipView]]):
         batches    0      1      2    |  3      4      5    |  6 ...
         videos   a b c  d e f  g h i  | f a h  c i e  b g d |  another nine videos
 
+    With `class_balance` a pass of the labelled stream draws as many clips as there are, with replacement: some come
+    several times, others not at all. The place in the stream is the number of the view then, so that no two draws of
+    a clip look alike.
+
     Args:
         labels: (clips,) class numbers, UNLABELLED where unknown.
         batch_size: clips a step, over all ranks.
@@ -47,6 +51,8 @@ class BatchOrder(Sampler[list[ClipView]]):
         repeats: views of a video that are decoded together.
         spread: batches that the videos of a block fill; with one rank or spread=1, batches are the same for any
             number of ranks.
+        class_balance: labelled clips are drawn by the size of their class to the power of minus this [Kang et al.
+            2020]; 0 takes every clip once a pass, 1 gives every class the same chance.
         rank: which part of each batch to name.
         world_size: how many parts there are; they are equal, and together the batch.
 
@@ -65,6 +71,7 @@ class BatchOrder(Sampler[list[ClipView]]):
         views: int | None = None,
         repeats: int = 1,
         spread: int = 1,
+        class_balance: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -84,13 +91,15 @@ class BatchOrder(Sampler[list[ClipView]]):
         self._streams = []
         wanted = {"labelled": (labelled, batch_size - unlabelled_per_batch, batch_size)}
         wanted["unlabelled"] = (unlabelled, unlabelled_per_batch, unlabelled_per_batch)
+        chances = {"labelled": _chances(np.asarray(labels)[labelled], class_balance) if class_balance else None}
         for number, (kind, (clips, per_batch, pace)) in enumerate(wanted.items()):
             if per_batch and not len(clips):
                 raise ValueError(f"a batch needs {per_batch} {kind} clips, and the list has none")
             if per_batch % world_size:
                 raise ValueError(f"{per_batch} {kind} clips a batch can't be parted equally over {world_size} ranks")
             if per_batch:
-                self._streams.append((_Stream(clips, seed=(seed, number)), per_batch, pace))
+                stream = _Stream(clips, seed=(seed, number), chances=chances.get(kind))
+                self._streams.append((stream, per_batch, pace))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -136,21 +145,35 @@ class BatchOrder(Sampler[list[ClipView]]):
         return chosen
 
 
-class _Stream:
-    """Endless passes over `items`, each in an order of its own."""
+def _chances(labels: NDArray[np.int64], power: float) -> NDArray[np.float64]:
+    """The chance of each clip, by the size of its class to the power of minus `power`."""
+    _, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = sizes[numbers] ** -float(power)
+    chances: NDArray[np.float64] = weights / weights.sum()
+    return chances
 
-    def __init__(self, items: NDArray[np.int64], *, seed: tuple[int, int]) -> None:
+
+class _Stream:
+    """Endless passes over `items`, each in an order of its own, or drawn anew by the items' `chances`."""
+
+    def __init__(
+        self, items: NDArray[np.int64], *, seed: tuple[int, int], chances: NDArray[np.float64] | None = None
+    ) -> None:
         self.items = items
         self.seed = seed
+        self.chances = chances
         self.order = lru_cache(maxsize=2)(self._order)
 
     def at(self, position: int) -> tuple[int, int]:
-        """(item, number of the pass) at a position counted from the very start."""
+        """(item, number of this visit to it) at a position counted from the very start."""
         number, place = divmod(position, len(self.items))
-        return int(self.order(number)[place]), number
+        return int(self.order(number)[place]), number if self.chances is None else position
 
     def _order(self, number: int) -> NDArray[np.int64]:
-        return np.random.default_rng([*self.seed, number]).permutation(self.items)
+        rng = np.random.default_rng([*self.seed, number])
+        if self.chances is None:
+            return rng.permutation(self.items)
+        return rng.choice(self.items, size=len(self.items), p=self.chances)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,12 @@ class HuggingFaceImagesModel(VideoModel):
             "bias", network.logit_bias.detach().clone() if words is not None and kind == "siglip" else None
         )
 
+    @property
+    def trunk(self) -> nn.Module:
+        """See `Model.trunk`."""
+        trunk: nn.Module = self.vision
+        return trunk
+
     def run(self, video: Tensor, times: Tensor, taps: Sequence[str]) -> Outputs:
         """See `VideoModel.run`."""
         pictures = rearrange(video, "b c t h w -> (b t) c h w").contiguous()

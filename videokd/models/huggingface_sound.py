@@ -98,6 +98,11 @@ class HuggingFaceSoundModel(SoundModel):
         assert isinstance(classifier, nn.Module)
         classifier.register_forward_pre_hook(self._keep)
 
+    @property
+    def trunk(self) -> nn.Module:
+        """See `Model.trunk`."""
+        return self.network.base_model  # type: ignore[return-value]
+
     def run(self, samples: Tensor, start: Tensor, taps: Sequence[str]) -> Outputs:
         """See `SoundModel.run`."""
         # The library's own spectrogram, on the CPU.

@@ -47,6 +47,9 @@ class HuggingFaceVideo(ModelConfig):
     fourth frame."""
     architecture: str | None = None
     """The model's own configuration as JSON; kept with a saved model, so that it needs nothing else."""
+    drop_path: float | None = None
+    """Stochastic depth of its blocks, rising to this at the last, of V-JEPA 2 and TimeSformer; None is the model's own.
+    """
 
     @property
     def is_published(self) -> bool:
@@ -58,13 +61,18 @@ class HuggingFaceVideo(ModelConfig):
         without a head make a teacher of features, which tells none apart.
 
         Raises:
-            ValueError: without transformers; for a model of another kind; for frames or a size that it can't take.
+            ValueError: without transformers; for a model of another kind; for frames, a size or `drop_path` that it
+                can't take.
         """
         config = described(self.source, self.architecture, list(_FAMILIES))
         family = _FAMILIES[config.model_type]
         own = _own_input(self.source, config)
         spec = self.input or preprocessing(self.source, frames=own.frames, size=own.size, any_size=family.any_size)
         _check_input(self.source, spec, own, family)
+        if self.drop_path is not None:
+            if not hasattr(config, "drop_path_rate"):
+                raise ValueError(f"{self.source} has no stochastic depth: drop_path must be None, got {self.drop_path}")
+            config.drop_path_rate = self.drop_path
         if config.model_type == "vjepa2":
             # Its positions are counted on the grid that is written, whatever comes in.
             config.frames_per_clip, config.crop_size = spec.frames, spec.size
@@ -101,6 +109,11 @@ class HuggingFaceVideoModel(VideoModel):
         self.tubelet = _own_input(config.source, self_config).tubelet
         self._last: Tensor | None = None
         network.base_model.register_forward_hook(self._keep)  # type: ignore[union-attr]
+
+    @property
+    def trunk(self) -> nn.Module:
+        """See `Model.trunk`."""
+        return self.network.base_model  # type: ignore[return-value]
 
     def run(self, video: Tensor, times: Tensor, taps: Sequence[str]) -> Outputs:
         """See `VideoModel.run`."""

@@ -21,6 +21,11 @@ class ModelConfig(ABC):
     fits_any_classes: ClassVar[bool] = False
     """Whether `build` makes a model that needs no training for the classes that it is given."""
 
+    def __post_init__(self) -> None:
+        drop_path = getattr(self, "drop_path", None)
+        if drop_path is not None and not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path lies in [0, 1), got {drop_path}")
+
     @property
     def is_published(self) -> bool:
         """Whether it names weights that somebody trained."""
@@ -70,6 +75,11 @@ class Model(nn.Module, ABC, Generic[Seen]):
         self.input = input
         # Where the model is, whether or not its first parameter is a real one.
         self.register_buffer("_here", torch.zeros(()), persistent=False)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The part that has its layers: published weights are for it, and all else is new, or its head."""
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -83,6 +83,11 @@ class MotionModel(VideoModel):
         self.reach = config.reach
         self.has_logits = network.has_logits
 
+    @property
+    def trunk(self) -> nn.Module:
+        """See `Model.trunk`."""
+        return self.network.trunk
+
     def run(self, video: Tensor, times: Tensor, taps: Sequence[str]) -> Outputs:
         """The network on motion (B, 3, T - 1, H, W), from frames at `times` (B, T)."""
         return self.network.run(video, (times[:, 1:] + times[:, :-1]) / 2, taps)

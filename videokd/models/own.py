@@ -18,7 +18,7 @@ from videokd.config import nearest
 from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs
 from videokd.models.layouts import INPUT, DryRun, Tap, dry_run, module_of, seen_at
 from videokd.models.model import ModelConfig, VideoModel, clip_map
-from videokd.models.published import Published, image_network, read_weights
+from videokd.models.published import Published, image_network, read_weights, set_drop_path
 
 Video = Literal["b c t h w", "b t c h w", "(b t) c h w"]
 """How a network takes its video: channels first, frames first, or every frame as a picture of its own."""
@@ -101,12 +101,15 @@ class TorchvisionImages(ModelConfig):
     """None, a torchvision name such as "ResNet50_Weights.IMAGENET1K_V2", or a local .pth file."""
     taps: dict[str, Tap] = field(default_factory=dict)
     """Name -> where it is in the network, besides "frames" (what goes into its last layer) and "clip"."""
+    drop_path: float | None = None
+    """Stochastic depth of its residual blocks, rising to this at the last; None is torchvision's own."""
 
     def build(self, classes: Sequence[str] | None, *, pretrained: bool = True) -> "OwnModel":
         """The network, its head resized to `classes` where the weights have others.
 
         Raises:
-            ValueError: for a name that torchvision does not have (with the nearest), or a size that it does not take.
+            ValueError: for a name that torchvision does not have (with the nearest), or a size or `drop_path` that it
+                does not take.
         """
         known = list_models(module=torchvision.models)
         if self.name not in known:
@@ -114,6 +117,8 @@ class TorchvisionImages(ModelConfig):
         network, head, names = image_network(
             self.name, classes, size=self.input.size, weights=self.weights, pretrained=pretrained
         )
+        if self.drop_path is not None:
+            set_drop_path(network, self.drop_path, of=self.name)
         taps = {"frames": Tap(module=f"{head}{INPUT}", layout="(b t) c"), **self.taps}
         return OwnModel(self, names, network, video="(b t) c h w", taps=taps, input=self.input)
 
@@ -158,6 +163,11 @@ class OwnModel(VideoModel):
         self.has_logits = logits is not None
         if logits is not None and (classes is None or logits.shape[1] != len(self.classes)):
             self.classes = tuple(str(number) for number in range(logits.shape[1]))
+
+    @property
+    def trunk(self) -> nn.Module:
+        """See `Model.trunk`."""
+        return self.network
 
     def run(self, video: Tensor, times: Tensor, taps: Sequence[str]) -> Outputs:
         """See `VideoModel.run`."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import get_model, get_weight, list_models
 from torchvision.models import get_model_weights as weights_of
+from torchvision.ops import StochasticDepth
 
 from videokd.config import nearest
 from videokd.models.model import named, nameless, unavailable
@@ -155,6 +156,20 @@ def image_network(
     if found:
         found.load(network, names)
     return ImageNetwork(network, head, names)
+
+
+def set_drop_path(network: nn.Module, rate: float, *, of: str) -> None:
+    """Sets the stochastic depth of a torchvision network's blocks: none at the first, `rate` at the last, evenly in
+    between [Huang et al. 2016].
+
+    Raises:
+        ValueError: for a network without stochastic depth.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, StochasticDepth)]
+    if not blocks and rate:
+        raise ValueError(f"{of} has no stochastic depth, and drop_path={rate} asks for it")
+    for number, block in enumerate(blocks):
+        block.p = rate * number / max(1, len(blocks) - 1)
 
 
 def read_weights(file: str) -> dict[str, Tensor]:

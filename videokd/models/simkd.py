@@ -79,6 +79,11 @@ class SimKDModel(VideoModel):
         self.relu = config.relu
         self.head = nn.Linear(config.width, len(self.classes)).requires_grad_(False)
 
+    @property
+    def trunk(self) -> nn.Module:
+        """See `Model.trunk`."""
+        return self.student.trunk
+
     def take_head_of(self, teacher: Model[Any], taps: Collection[str]) -> None:
         """Takes the last layer of a teacher whose `taps` the student is compared with.
 

@@ -35,6 +35,8 @@ class MelNetwork(ModelConfig):
     hop: float = 0.01
     """Seconds between spectra."""
     dropout: float = 0.2
+    drop_path: float | None = None
+    """Stochastic depth of the backbone's residual blocks, rising to this at the last; None is the backbone's own."""
 
     def build(self, classes: Sequence[str] | None, *, pretrained: bool = True) -> "MelNetworkModel":
         """The model.
@@ -50,6 +52,7 @@ class MelNetwork(ModelConfig):
             whole = timm.create_model(self.backbone)
             load_file(whole, self.weights, keep_head=False)
             overlay = {"state_dict": whole.state_dict()}
+        options: dict[str, Any] = {} if self.drop_path is None else {"drop_path_rate": self.drop_path}
         try:
             backbone: Any = timm.create_model(
                 self.backbone,
@@ -57,12 +60,15 @@ class MelNetwork(ModelConfig):
                 pretrained_cfg_overlay=overlay,
                 features_only=True,
                 in_chans=1,
+                **options,
             )
         except OSError as error:
             assert self.weights is not None
             raise unavailable(self.weights, error) from error
-        except (RuntimeError, AttributeError) as error:
-            raise ValueError(f"{self.backbone} has no stages, or its weights do not fit: {error}") from error
+        except (RuntimeError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"{self.backbone} has no stages, takes no drop_path, or its weights do not fit: {error}"
+            ) from error
         if overlay:
             _forget_weights(backbone)
         return MelNetworkModel(self, named(classes, None, of="MelNetwork"), backbone)
@@ -88,6 +94,12 @@ class MelNetworkModel(SoundModel):
         self.steps = _steps(config, backbone, self.spectrogram(torch.zeros(1, config.input.samples))[:, None])
         width = backbone.feature_info.channels()[-1]
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, len(self.classes)))
+
+    @property
+    def trunk(self) -> nn.Module:
+        """See `Model.trunk`."""
+        trunk: nn.Module = self.backbone
+        return trunk
 
     def run(self, samples: Tensor, start: Tensor, taps: Sequence[str]) -> Outputs:
         """See `SoundModel.run`."""

@@ -55,6 +55,8 @@ class TimmVideo(ModelConfig):
     heads: int = 4
     """Of "attention"."""
     dropout: float = 0.2
+    drop_path: float | None = None
+    """Stochastic depth of the backbone's residual blocks, rising to this at the last; None is the backbone's own."""
 
     @property
     def is_published(self) -> bool:
@@ -66,15 +68,19 @@ class TimmVideo(ModelConfig):
 
         Raises:
             ValueError: for an unknown backbone (with the nearest name), one in which "shift" has no known place, a
-                size that it does not take, weights that can't be had or do not fit, or `classes` None where the
-                classifier is more than a linear layer.
+                size or `drop_path` that it does not take, weights that can't be had or do not fit, or `classes` None
+                where the classifier is more than a linear layer.
         """
         if self.backbone.split(".")[0] not in timm.list_models():
             raise ValueError(f"timm has no backbone {self.backbone!r}{nearest(self.backbone, timm.list_models())}")
         loads = pretrained and self.weights is not None
         options: dict[str, Any] = {"img_size": self.input.size} if _fixed_size(self.backbone) else {}
+        if self.drop_path is not None:
+            options["drop_path_rate"] = self.drop_path
         try:
             backbone: Any = timm.create_model(self.backbone, pretrained=loads and self.weights == "timm", **options)
+        except TypeError as error:
+            raise ValueError(f"{self.backbone} can't be made with {options}: {error}") from error
         except OSError as error:
             assert self.weights is not None
             raise unavailable(self.weights, error) from error
@@ -145,6 +151,12 @@ class TimmVideoModel(VideoModel):
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, len(self.classes)))
         if published_head is not None:
             self.head[1] = published_head
+
+    @property
+    def trunk(self) -> nn.Module:
+        """See `Model.trunk`."""
+        trunk: nn.Module = self.backbone
+        return trunk
 
     def run(self, video: Tensor, times: Tensor, taps: Sequence[str]) -> Outputs:
         """See `VideoModel.run`."""

@@ -24,7 +24,7 @@ from videokd.models.model import (
     step_times,
     token_map,
 )
-from videokd.models.published import published
+from videokd.models.published import published, set_drop_path
 
 RESNET_INPUT = InputSpec(
     frames=16,
@@ -169,6 +169,8 @@ class Swin3d(ModelConfig):
     input: InputSpec = SWIN_INPUT
     weights: str | None = None
     """None, a torchvision name such as "Swin3D_T_Weights.KINETICS400_V1", or a local .pth file."""
+    drop_path: float = 0.1
+    """Stochastic depth of its blocks, rising to this at the last."""
 
     def build(self, classes: Sequence[str] | None, *, pretrained: bool = True) -> "Swin3dModel":
         """The network, its head resized to `classes` where the weights have others."""
@@ -177,6 +179,7 @@ class Swin3d(ModelConfig):
         found = published(self.weights if pretrained else None, head="head")
         names = named(classes, found.classes if found else None, of=self.name)
         network = get_model(self.name, weights=None, num_classes=len(names))
+        set_drop_path(network, self.drop_path, of=self.name)
         if found:
             found.load(network, names)
         return Swin3dModel(self, names, network)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs
 from videokd.models.model import ModelConfig, VideoModel, clip_map, conv_map, named
@@ -32,6 +33,8 @@ class X3D(ModelConfig):
     weights: str | None = None
     """None, or a local file saved from this architecture."""
     dropout: float = 0.5
+    drop_path: float = 0.0
+    """Stochastic depth of its blocks, rising to this at the last [Huang et al. 2016]."""
 
     def build(self, classes: Sequence[str] | None, *, pretrained: bool = True) -> "X3DNetwork":
         """The network."""
@@ -62,16 +65,18 @@ class X3DNetwork(VideoModel):
         )
         self.stages = nn.ModuleList()
         inputs = width
-        for number, depth in enumerate(_DEPTHS):
+        depths = [math.ceil(depth * config.depth) for depth in _DEPTHS]
+        placed, last = 0, max(1, sum(depths) - 1)
+        for number, depth in enumerate(depths):
             outputs = _divisible(width * 2**number)
             inner = int(outputs * config.bottleneck)
             blocks = nn.Sequential()
-            for place in range(math.ceil(depth * config.depth)):
+            for place in range(depth):
                 # Every second block has squeeze-and-excitation, the first of a stage among them.
-                blocks.append(
-                    _Block(inputs, outputs, inner=inner, stride=2 if place == 0 else 1, excited=place % 2 == 0)
-                )
-                inputs = outputs
+                block = _Block(inputs, outputs, inner=inner, stride=2 if place == 0 else 1, excited=place % 2 == 0)
+                block.drop.p = config.drop_path * placed / last
+                blocks.append(block)
+                inputs, placed = outputs, placed + 1
             self.stages.append(blocks)
         self.last = nn.Sequential(nn.Conv3d(inputs, inner, 1, bias=False), nn.BatchNorm3d(inner), nn.ReLU(inplace=True))
         self.head = nn.Sequential(
@@ -113,6 +118,7 @@ class _Block(nn.Module):
         )
         self.excite = _Excitation(inner) if excited else nn.Identity()
         self.project = nn.Sequential(nn.Conv3d(inner, outputs, 1, bias=False), nn.BatchNorm3d(outputs))
+        self.drop = StochasticDepth(0.0, "row")
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride > 1:
             self.shortcut = nn.Sequential(
@@ -122,7 +128,7 @@ class _Block(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """(B, inputs, T, H, W) -> (B, outputs, T, H', W')."""
         branch = self.project(F.silu(self.excite(self.depthwise(self.expand(video)))))
-        return F.relu(branch + self.shortcut(video), inplace=True)
+        return F.relu(self.drop(branch) + self.shortcut(video), inplace=True)
 
 
 class _Excitation(nn.Module):
