@@ -259,6 +259,48 @@ def test_ranks_share_each_step_without_repetition_or_loss(repeats: int, spread: 
     assert all(len(rank.batch(step)) == 4 for rank in ranks for step in range(30))
 
 
+TAIL = [0] * 60 + [1] * 30 + [2] * 10
+
+
+@pytest.mark.parametrize(("power", "shares"), [(1.0, (1 / 3, 1 / 3, 1 / 3)), (0.5, (0.472, 0.334, 0.193))])
+def test_balanced_draws_have_the_shares_of_the_classes(power: float, shares: tuple[float, ...]) -> None:
+    # Of square-root sampling: 60^0.5 : 30^0.5 : 10^0.5 = 7.746 : 5.477 : 3.162, over 16.385.
+    order = BatchOrder(TAIL, batch_size=20, seed=0, steps=range(1000), class_balance=power)
+    drawn = Counter(TAIL[clip] for clip, _ in views_of(order))
+    # 20 000 draws: a standard deviation of 0.0035 at most.
+    assert [drawn[number] / 20_000 for number in range(3)] == pytest.approx(shares, abs=0.015)
+
+
+def test_balanced_draws_are_the_seeds_alone_and_no_two_look_alike() -> None:
+    options = {"batch_size": 8, "class_balance": 1.0, "seed": 3}
+    whole = list(BatchOrder(TAIL, **options, steps=range(40)))  # type: ignore[arg-type]
+    assert list(BatchOrder(TAIL, **options, steps=range(17, 40))) == whole[17:]  # type: ignore[arg-type]
+    assert list(BatchOrder(TAIL, **(options | {"seed": 4}), steps=range(40))) != whole  # type: ignore[arg-type]
+    pairs = [pair for batch in whole for pair in batch]
+    assert len(set(pairs)) == len(pairs)
+    assert max(Counter(clip for clip, _ in pairs).values()) > 8  # clips of the smallest class come again and again
+    few = BatchOrder(TAIL, **options, steps=range(40), views=3)  # type: ignore[arg-type]
+    assert {view for _, view in views_of(few)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("repeats", "spread"), [(1, 1), (2, 1), (2, 3)])
+def test_balanced_draws_are_parted_over_ranks_and_repeated(repeats: int, spread: int) -> None:
+    labels = TAIL + [UNLABELLED] * 20
+    options = {"batch_size": 8, "unlabelled_per_batch": 4, "seed": 0, "steps": range(60), "class_balance": 1.0}
+    repetition = {"repeats": repeats, "spread": spread}
+    whole = BatchOrder(labels, **options, **repetition)  # type: ignore[arg-type]
+    ranks = [BatchOrder(labels, **options, **repetition, rank=rank, world_size=2) for rank in range(2)]  # type: ignore[arg-type]
+    shared = [pair for rank in ranks for pair in views_of(rank)]
+    assert sorted(shared) == sorted(views_of(whole))
+    drawn = [pair for pair in views_of(whole) if pair[0] < len(TAIL)]
+    assert len(set(drawn)) == len(drawn) == 240
+    # Unlabelled clips are of no class, and come as they did.
+    natural = BatchOrder(labels, **(options | {"class_balance": 0.0}), **repetition)  # type: ignore[arg-type]
+    assert [[p for p in batch if p[0] >= 100] for batch in whole] == [
+        [p for p in batch if p[0] >= 100] for batch in natural
+    ]
+
+
 def test_ranks_share_a_list_without_repetition_or_loss() -> None:
     parts = [list(EveryClip(11, 3, views=2, rank=rank, world_size=3)) for rank in range(3)]
     assert sorted(pair for part in parts for batch in part for pair in batch) == [
