@@ -1,5 +1,6 @@
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from videokd.contracts import InputSpec
 from videokd.machine import Machine, seed_step
 from videokd.models import CompactShift, Model
 from videokd.optim import SGD, AdamW, Optimizer
+from videokd.run_folder import RunFolder
 
 EVERY = pytest.mark.parametrize(
     "cls", [AdamW, SGD, pytest.param(lambda **options: SGD(momentum=0.0, nesterov=False, **options), id="plain SGD")]
@@ -162,21 +164,25 @@ def test_frozen_modules_stay_to_the_bit_and_learn_when_they_are_set_free(cls: An
     assert all(module.training for module in model.modules())
 
 
-def test_a_run_that_goes_on_after_the_freezing_is_the_same_run() -> None:
-    optim = SGD(steps=6, lr=0.05, freeze=("stem",), freeze_until=0.5, layer_decay=0.7)
+@pytest.mark.parametrize("kept", [1, 2, 3])  # in the freezing, at its end, after it
+@EVERY
+def test_a_run_that_goes_on_from_a_checkpoint_is_the_same_run(cls: Any, kept: int, tmp_path: Path) -> None:
+    optim = cls(steps=6, lr=0.05, freeze=("stem",), freeze_until=0.5, layer_decay=0.7)
     whole = student()
     optimizer = optim.build(whole)
     for step in range(6):
         optim.set_frozen(whole, optim.frozen_at(step))
         learn(whole, optim, optimizer, range(step, step + 1))
-        if step == 3:
-            kept = copy.deepcopy((whole.state_dict(), optimizer.state_dict()["state"]))
+        if step == kept:
+            folder = RunFolder(tmp_path, recipe="{}")
+            folder.begin()
+            folder.save(whole, optimizer, kept)
     resumed = student(seed=1)
     optimizer = optim.build(resumed)
-    resumed.load_state_dict(kept[0])
-    optimizer.load_state_dict({"state": kept[1], "param_groups": optimizer.state_dict()["param_groups"]})
-    optim.set_frozen(resumed, optim.frozen_at(4))
-    learn(resumed, optim, optimizer, range(4, 6))
+    assert RunFolder(tmp_path, recipe="{}", resume=True).restore(resumed, optimizer) == kept
+    for step in range(kept + 1, 6):
+        optim.set_frozen(resumed, optim.frozen_at(step))
+        learn(resumed, optim, optimizer, range(step, step + 1))
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from videokd.clips.mixing import Mix
 from videokd.distill import check_terms
 from videokd.losses import CrossEntropy, FrameFeatures
 from videokd.models import ModelConfig
+from videokd.optim import SGD, AdamW, Optimizer
 from videokd.recipe import Data, Recipe, configs_folder, dump, load
 from videokd.weighting import RandomWeights
 
@@ -47,6 +49,49 @@ def test_fields_are_overridden_from_the_command_line() -> None:
     assert isinstance(recipe.objective["frames"].loss, FrameFeatures)
 
 
+@pytest.mark.parametrize("optim", [AdamW(steps=5), SGD(steps=5)])
+def test_either_optimiser_is_overridden_field_by_field_and_reloads(optim: Optimizer, tmp_path: Path) -> None:
+    args = ["--optim.schedule", "step", "--optim.milestones", "0.5", "0.9", "--optim.layer-decay", "0.75"]
+    args += ["--optim.freeze", "stem", "stages.0", "--optim.ema", "0.99", "--data.class-balance", "0.5"]
+    args += ["--optim.betas", "0.9", "0.98"] if isinstance(optim, AdamW) else ["--optim.momentum", "0.8"]
+    recipe = tyro.cli(
+        Recipe,
+        default=replace(load("quickstart/alone.py"), optim=optim),
+        args=args,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    own = {"betas": (0.9, 0.98)} if isinstance(optim, AdamW) else {"momentum": 0.8}
+    assert recipe.optim == replace(
+        optim, schedule="step", milestones=(0.5, 0.9), layer_decay=0.75, freeze=("stem", "stages.0"), ema=0.99, **own
+    )
+    assert recipe.data.class_balance == 0.5
+    (tmp_path / "recipe.json").write_text(dump(recipe))
+    assert load(tmp_path / "recipe.json") == recipe
+
+
+def test_a_recipe_written_before_a_field_was_there_loads(tmp_path: Path) -> None:
+    recipe = load("quickstart/distilled.py")
+    plain = json.loads(dump(recipe))
+    first = {"type", "steps", "lr", "weight_decay", "warmup", "clip_norm"}
+    plain["optim"] = {name: value for name, value in plain["optim"].items() if name in first}
+    del plain["data"]["class_balance"]
+    (tmp_path / "recipe.json").write_text(json.dumps(plain))
+    assert load(tmp_path / "recipe.json") == recipe
+
+
+def test_the_links_of_a_chain_fit() -> None:
+    kd, assistant, last = (
+        load(name) for name in ("methods/kd.py", "chains/assistant.py", "chains/student_of_assistant.py")
+    )
+    assert replace(assistant, student=kd.student) == replace(last, teachers=kd.teachers) == kd
+    assert last.teachers["teacher"].checkpoint == "runs/chain/assistant"  # type: ignore[union-attr]
+    assert "--out runs/chain/assistant\n" in (configs_folder() / "chains/assistant.py").read_text()
+    alone, again = load("quickstart/alone.py"), load("chains/born_again.py")
+    assert replace(again, teachers={}, objective=alone.objective, seed=alone.seed) == alone
+    assert again.seed != alone.seed  # or the teacher's initial weights would be its own
+    assert "--out runs/chain/alone\n" in (configs_folder() / "chains/born_again.py").read_text()
+
+
 def test_an_unknown_recipe_names_those_that_there_are() -> None:
     with pytest.raises(ValueError, match=r"no recipe at nowhere\.py; .*: .*quickstart/alone\.py"):
         load("nowhere.py")
@@ -82,6 +127,7 @@ def test_a_recipe_file_can_bring_its_own_loss(tmp_path: Path) -> None:
         ({"val_split": "test"}, "neither trains nor selects"),
         ({"train_split": "test"}, "neither trains nor selects"),
         ({"in_memory": True, "workers": 2}, "set workers to 0"),
+        ({"class_balance": 1.5}, r"class_balance lies in \[0, 1\], got 1.5"),
     ],
 )
 def test_impossible_data_are_refused(wrong: dict[str, object], message: str) -> None:
@@ -101,6 +147,9 @@ def test_impossible_runs_are_refused() -> None:
         replace(recipe, data=replace(recipe.data, mix=Mix(mixup=0.2)))
     with pytest.raises(ValueError, match="seeds are not negative"):
         replace(recipe, seed=-1)
+    for data in (replace(recipe.data, batch_size=30), replace(recipe.data, unlabelled_per_batch=6)):
+        with pytest.raises(ValueError, match=r"optim\.accumulate=4 has to divide data\.batch_size=3"):
+            replace(recipe, data=data, optim=replace(recipe.optim, accumulate=4))
 
 
 def test_a_misspelt_field_in_a_file_names_the_nearest(tmp_path: Path) -> None:

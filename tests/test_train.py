@@ -469,6 +469,8 @@ def test_clips_of_several_labels_are_learned_by_binary_losses(
     *_, last = read_metrics(tmp_path / "run")
     assert 0 < last["soft"] < 10
     assert 0 < last["hard"] < 20
+    with pytest.raises(ValueError, match=r"no one class to balance: data\.class_balance must be 0"):
+        train(replace(teacher, data=replace(data, class_balance=1.0)), tmp_path / "balanced", console=QUIET)
     with pytest.raises(ValueError, match=r"these have several labels: take BinaryCrossEntropy"):
         train(replace(alone, data=data), tmp_path / "other", console=QUIET)
     with pytest.raises(ValueError, match="can't be scored yet: set val_split to None"):
