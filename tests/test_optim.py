@@ -200,6 +200,7 @@ def test_a_copy_of_a_frozen_model_is_frozen_by_itself() -> None:
     optim = AdamW(steps=2, freeze=("stem",))
     optim.set_frozen(model, frozen=True)
     other = copy.deepcopy(model)
+    assert other.stem[1].train() is other.stem[1]  # type: ignore[index, union-attr]
     optim.set_frozen(other, frozen=False)
     assert [part.train().stem[1].training for part in (model, other)] == [False, True]  # type: ignore[index, union-attr]
 
