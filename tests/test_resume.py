@@ -267,3 +267,34 @@ def test_a_job_that_is_started_again_goes_on_or_is_done(
     (tmp_path / "job" / "model.json").unlink()
     with pytest.raises(ValueError, match=r"is another recipe \(seed was 0 and is 4\)"):
         train(replace(recipe, seed=4), tmp_path / "job", or_resume=True, console=QUIET)
+
+
+def test_frozen_modules_stay_until_they_are_set_free_and_a_break_changes_nothing(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optim = replace(eventful.optim, steps=8, freeze=("stages.0",), freeze_until=0.5, ema=None)
+    recipe = replace(eventful, optim=optim, keep="last", checkpoint_every=3)
+    torch.manual_seed(recipe.seed)
+    seen: dict[int, torch.Tensor] = {}
+
+    def look(self: RunFolder, state: State) -> None:
+        name = next(name for name in state.student.state_dict() if "stages.0" in name and name.endswith("weight"))
+        seen[state.step] = state.student.state_dict()[name].clone()
+        state.save(self.checkpoint_path)
+        if state.step == 3 and not (tmp_path / "whole").exists():
+            raise RuntimeError("the power went")
+
+    monkeypatch.setattr(RunFolder, "save", look)
+    with pytest.raises(RuntimeError, match="the power went"):
+        train(recipe, tmp_path / "parts", console=QUIET)
+    train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    train(recipe, tmp_path / "whole", console=QUIET)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    shorter = replace(recipe, checkpoint_every=1)
+    train(shorter, tmp_path / "each", console=QUIET)
+    assert torch.equal(seen[1], seen[4])
+    assert not torch.equal(seen[4], seen[5])
+    wrong = replace(recipe, optim=replace(optim, freeze=("stage.0",)))
+    with pytest.raises(ValueError, match="stage.0"):
+        train(wrong, tmp_path / "refused", console=QUIET)
+    assert not (tmp_path / "refused").exists()

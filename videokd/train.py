@@ -127,6 +127,7 @@ def _train(
             console.print(f"{name}: {one} {value if not isinstance(value, list) else 'taken from the training set'}")
     if is_distributed() and recipe.machine.synchronise_norms:
         synchronise_norms(student, device)
+    recipe.optim.set_frozen(model, recipe.optim.frozen_at(0))  # refuses what is not there
     optimizer = recipe.optim.build(student)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.machine.precision == "fp16")
     average = None if recipe.optim.ema is None else WeightAverage(model, recipe.optim.ema)
@@ -161,7 +162,7 @@ def _train(
         for step, batch in enumerate(watch.waited(made.batches(range(state.step, steps))), start=state.step + 1):
             tally.add(batch, step)
             seed_step(recipe.seed, step)
-            recipe.optim.set_lr(optimizer, step - 1)
+            lr = recipe.optim.set_lr(optimizer, step - 1)
             if learn is None or frozen != recipe.optim.frozen_at(step - 1):
                 frozen = recipe.optim.frozen_at(step - 1)
                 recipe.optim.set_frozen(model, frozen)
@@ -188,7 +189,7 @@ def _train(
             state.step, last = step, step == steps
             if step % LOG_EVERY == 0 or last:
                 tally.check_sound()
-                row = _row(losses, right) | {"lr": recipe.optim.lr_at(step - 1), "grad_norm": norm.item()}
+                row = _row(losses, right) | {"lr": lr, "grad_norm": norm.item()}
                 if weights_change:
                     row |= {f"weight.{name}": one.item() for name, one in student.objective.weights.items()}
                 if is_first():
@@ -199,7 +200,6 @@ def _train(
                     found = _validate(model, made.val_clips, recipe)
                     if validated.add(step, found) and recipe.keep == "best":
                         state.best = {name: one.detach().clone() for name, one in model.state_dict().items()}
-                recipe.optim.set_frozen(model, frozen)
                 if is_first():
                     run.log({"step": step, **found})
                 if validated.enough and not last:
