@@ -295,6 +295,6 @@ def test_frozen_modules_stay_until_they_are_set_free_and_a_break_changes_nothing
     assert torch.equal(seen[1], seen[4])
     assert not torch.equal(seen[4], seen[5])
     wrong = replace(recipe, optim=replace(optim, freeze=("stage.0",)))
-    with pytest.raises(ValueError, match="stage.0"):
+    with pytest.raises(ValueError, match=r"stage\.0"):
         train(wrong, tmp_path / "refused", console=QUIET)
     assert not (tmp_path / "refused").exists()

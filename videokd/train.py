@@ -127,8 +127,8 @@ def _train(
             console.print(f"{name}: {one} {value if not isinstance(value, list) else 'taken from the training set'}")
     if is_distributed() and recipe.machine.synchronise_norms:
         synchronise_norms(student, device)
-    recipe.optim.set_frozen(model, recipe.optim.frozen_at(0))  # refuses what is not there
     optimizer = recipe.optim.build(student)
+    recipe.optim.set_frozen(model, recipe.optim.frozen_at(0))  # refuses what is not there
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.machine.precision == "fp16")
     average = None if recipe.optim.ema is None else WeightAverage(model, recipe.optim.ema)
     state = State(student, optimizer, scaler, average)
