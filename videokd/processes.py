@@ -31,8 +31,8 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and reports."""
-    return rank() == 0
+    """Whether this process is the one that writes and reports, joined or not."""
+    return (rank() if is_distributed() else int(os.environ.get("RANK", "0"))) == 0
 
 
 def restarts() -> int:

@@ -10,6 +10,7 @@ import tyro
 
 from videokd.cli import lists, looks, runs
 from videokd.config import nearest
+from videokd.processes import is_first
 from videokd.train import Interrupted
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Interrupted as stop:
-        print(f"videokd: {stop}", file=sys.stderr)
+        if is_first():
+            print(f"videokd: {stop}", file=sys.stderr)
         return 128 + stop.number
     except (ValueError, OSError) as error:
         print(f"videokd: error: {error}", file=sys.stderr)
