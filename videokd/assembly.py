@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from videokd.models import Model, ModelConfig, check_classes, load_model
 from videokd.models.model import nameless
 from videokd.processes import rank, world_size
 from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher
+from videokd.store import StoredOutputs, fingerprint
 from videokd.teachers import Mixture, Teacher, all_targets
 
 CALIBRATION_BATCHES = 8
@@ -125,8 +126,9 @@ def assemble(
     check_classes(model.classes, manifest.classes, model="the student", data=recipe.data.path)
     specs = view_specs(model, teachers)
     memory = (memory or FrameMemory()) if recipe.data.in_memory else None
-    clips = _dataset(train_set, recipe, specs, memory, train=True)
-    val_clips = _dataset(val_set, recipe, {"student": specs["student"]}, memory, train=False) if val_set else None
+    clips = clip_dataset(train_set, recipe, specs, memory, train=True, unseen=stored_teachers(teachers))
+    val_clips = clip_dataset(val_set, recipe, {"student": specs["student"]}, memory, train=False) if val_set else None
+    _check_stored(recipe, clips, teachers, console)
     order = _order(clips, recipe, console)
     if terms is None:
         terms = fitted(recipe, clips, order, teachers)
@@ -134,6 +136,11 @@ def assemble(
     if student.objective.pieces:
         check_pieces(student.objective.pieces, shuffling_parties(terms), specs)
     return Assembly(recipe, device, clips, val_clips, order, teachers, student, terms, missing)
+
+
+def stored_teachers(teachers: Mapping[str, Teacher | Mixture]) -> dict[str, Teacher]:
+    """Those whose outputs are stored: they never run, and nobody makes their views."""
+    return {name: one for name, one in teachers.items() if isinstance(one, Teacher) and one.stored is not None}
 
 
 def shuffling_parties(terms: Mapping[str, Term]) -> set[str]:
@@ -189,12 +196,14 @@ def training_videos(manifest: Manifest, recipe: Recipe) -> Manifest:
 
 
 def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher | Mixture]:
-    """The recipe's teachers, on its device.
+    """The recipe's teachers, on its device; on the CPU those whose outputs are stored.
 
     Raises:
-        ValueError: if one is not there, or its classes are not the data's and a term needs them to be.
+        ValueError: if one is not there, what is wanted of it is not stored, or its classes are not the data's and a
+            term needs them to be.
     """
     device = recipe.machine.find()
+    store = None if recipe.stored is None else StoredOutputs(recipe.stored)
     teachers: dict[str, Teacher | Mixture] = {}
     for name, source in recipe.teachers.items():
         # Whoever listens to a mixture listens to its parts.
@@ -214,7 +223,13 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher |
             wanting = [term for term, one in recipe.objective.items() if one in listening and one.needs_teacher_logits]
             _check_logits(model, classes, wanting, name=name, data=recipe.data.path)
         taps = wanted_taps(recipe.objective, name)
-        teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
+        if store is None or model.input is None:
+            teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
+            continue
+        shuffled = any(term.loss.pieces for term in listening)
+        raw = any(term.loss.needs_raw_logits for term in listening)
+        stored = store.teacher(name, taps, shuffled=shuffled, needs_raw_logits=raw)
+        teachers[name] = Teacher(model, taps, stored=stored)
     return teachers
 
 
@@ -289,9 +304,48 @@ def _check_logits(model: Model[Any], classes: Sequence[str], terms: Sequence[str
         raise ValueError(f"{error}; class probabilities can't be compared then: {what}") from error
 
 
-def _dataset(
-    manifest: Manifest, recipe: Recipe, specs: Mapping[str, Any], memory: FrameMemory | None, *, train: bool
+def _check_stored(
+    recipe: Recipe, clips: ClipDataset, teachers: Mapping[str, Teacher | Mixture], console: Console
+) -> None:
+    """Raises a `ValueError` if what is stored is of other clips, views or teachers; names clips that lack outputs."""
+    stored = stored_teachers(teachers)
+    if recipe.stored is None:
+        if recipe.audit:
+            raise ValueError("audit compares stored outputs with new ones, and the recipe has none: set stored")
+        return
+    if not stored:
+        raise ValueError(
+            f"no teacher of the recipe looks or listens: {recipe.stored} stands in for none, set it to None"
+        )
+    store = StoredOutputs(recipe.stored)
+    made_from = fingerprint(clips, {name: one.model for name, one in stored.items()})
+    pieces = max(term.loss.pieces for term in recipe.objective.values())
+    assert recipe.data.views is not None
+    store.check(clips, made_from, views=recipe.data.views, pieces=pieces)
+    if bad := store.unreadable(clips):
+        named = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+        console.print(f"nothing is stored of views of {len(bad)} clips, which couldn't be read: {named}")
+
+
+def clip_dataset(
+    manifest: Manifest,
+    recipe: Recipe,
+    specs: Mapping[str, ViewSpec],
+    memory: FrameMemory | None,
+    *,
+    train: bool,
+    unseen: Collection[str] = (),
 ) -> ClipDataset:
+    """The recipe's clips, in training views or in test views.
+
+    Args:
+        manifest: which.
+        recipe: says how they are read and varied.
+        specs: what every party wants of them, the student first.
+        memory: where decoded videos are kept; None reads the files.
+        train: whether views are varied.
+        unseen: parties whose views are not made.
+    """
     return ClipDataset(
         manifest,
         specs,
@@ -299,6 +353,7 @@ def _dataset(
         seed=recipe.data.view_seed,
         memory=memory,
         backend=recipe.data.backend,
+        unseen=unseen,
     )
 
 

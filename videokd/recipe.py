@@ -138,6 +138,11 @@ class Recipe:
     """By name: trained here, published, or a mixture of others of them."""
     weighting: Weighting = field(default_factory=FixedWeights)
     """Of the terms against each other, on top of their own weights."""
+    stored: str | None = None
+    """Folder that `videokd label` made: what is in there stands in for the teachers, which then never run. Needs
+    data.views; None runs the teachers."""
+    audit: float = 0.0
+    """Share of the stored outputs that is computed again before the first step, and compared."""
     machine: Machine = field(default_factory=Machine)
     seed: int = 0
     """Of initial weights, order of the clips, dropout."""
@@ -167,6 +172,10 @@ class Recipe:
             raise ValueError("validate_every and checkpoint_every count steps: at least 1")
         if self.seed < 0 or self.data.view_seed < 0:
             raise ValueError(f"seeds are not negative, got {self.seed} and {self.data.view_seed}")
+        if not 0 <= self.audit <= 1:
+            raise ValueError(f"audit is a share of the stored outputs, in [0, 1], got {self.audit}")
+        if self.stored is not None:
+            check_stored(self)
         if "student" in self.teachers:
             raise ValueError("no teacher can be called 'student'")
         parts = self.optim.accumulate
@@ -180,6 +189,16 @@ class Recipe:
                 raise ValueError(f"teacher {name!r} would remember endless views: set data.views, or remember to False")
             if not isinstance(teacher, Mixture) and teacher.remember and self.data.mix is not None:
                 raise ValueError(f"teacher {name!r} would remember clips that are mixed anew: set remember to False")
+
+
+def check_stored(recipe: Recipe) -> None:
+    """Raises a `ValueError` for a recipe whose teachers' outputs can't be stored."""
+    if not recipe.teachers:
+        raise ValueError("the recipe has no teacher whose outputs could be stored")
+    if recipe.data.views is None:
+        raise ValueError("outputs are stored of so many views of a clip, and data.views says no number: set it")
+    if recipe.data.mix is not None:
+        raise ValueError("outputs are stored of clips as they are, and data.mix mixes them anew: set it to None")
 
 
 def load(path: str | Path) -> Recipe:
@@ -219,7 +238,8 @@ def anchored(recipe: Recipe) -> Recipe:
         for name in ("path", "root", "class_names")
         if (place := getattr(recipe.data, name)) is not None and not is_url(place)
     }
-    return replace(recipe, data=replace(recipe.data, **places), teachers=teachers)
+    stored = None if recipe.stored is None else str(Path(recipe.stored).resolve())
+    return replace(recipe, data=replace(recipe.data, **places), teachers=teachers, stored=stored)
 
 
 def dump(recipe: Recipe) -> str:

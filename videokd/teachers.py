@@ -1,6 +1,6 @@
 """Teachers: trained models that stay as they are, and mixtures of what they say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,13 +19,25 @@ class Teacher:
         taps: what to hand out besides logits, and how finely.
         remember: keep the outputs of every (clip, view) in memory. True to the view, since a view is a function of
             its number alone; for runs that see the same views again.
+        stored: what it said of clips, by their names and view numbers, on a device; the model itself never runs then,
+            and stays where it is.
     """
 
-    def __init__(self, model: Model[Any], taps: Mapping[str, Grid], *, remember: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model[Any],
+        taps: Mapping[str, Grid],
+        *,
+        remember: bool = False,
+        stored: Callable[[Sequence[str], Tensor, torch.device], Outputs] | None = None,
+    ) -> None:
+        if remember and stored is not None:
+            raise ValueError("what is stored needs no memory: remember is False where outputs are stored")
         model.check_taps(list(taps))
         self.model = model.eval().requires_grad_(False)
         self.taps = dict(taps)
         self.shapes = tap_shapes(model, set(taps))
+        self.stored = stored
         self._memory: dict[tuple[str, int], dict[str, Tensor]] | None = {} if remember else None
 
     @torch.no_grad()
@@ -33,10 +45,13 @@ class Teacher:
         """Targets for a batch of clips.
 
         Args:
-            view: what the model takes: frames, sound, or the labels (of a text teacher).
+            view: what the model takes: frames, sound, or the labels (of a text teacher, and where outputs are stored).
             ids: names of the clips.
             views: (B,), their view numbers.
         """
+        if self.stored is not None:
+            assert isinstance(view, Tensor)
+            return self.stored(ids, views, view.device)
         if self._memory is None:
             return self._compute(view)
         keys = list(zip(ids, views.tolist(), strict=True))
@@ -103,7 +118,7 @@ class Mixture:
 
 def all_targets(teachers: "Mapping[str, Teacher | Mixture]", batch: Batch) -> dict[str, Outputs]:
     """What every teacher says of its own view of the batch; one that takes no view, of the labels. Of the shuffled view
-    too, where there is one."""
+    too, where there is one. One whose outputs are stored has no view either."""
     targets = {}
     for name, teacher in teachers.items():
         if not isinstance(teacher, Teacher):

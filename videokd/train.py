@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,9 +23,11 @@ from videokd.averaging import WeightAverage
 from videokd.checkpoint import State
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.config import from_plain, to_plain
-from videokd.contracts import Batch, Outputs, Sound, labelled
+from videokd.contracts import Batch, Outputs, labelled
 from videokd.distill import Step
 from videokd.evaluate import predict, scores
+from videokd.label import audit
+from videokd.machine import progress as progress_bar
 from videokd.machine import seed_step, terminal
 from videokd.models import Model, save_model
 from videokd.models.cost import cost
@@ -38,7 +38,6 @@ from videokd.processes import (
     joined,
     largest_of_all,
     mean_over_processes,
-    of_all,
     rank,
     restarts,
     wait_for_all,
@@ -127,6 +126,8 @@ def _train(
             console.print(f"{name}: {one} {value if not isinstance(value, list) else 'taken from the training set'}")
     if is_distributed() and recipe.machine.synchronise_norms:
         synchronise_norms(student, device)
+    if recipe.audit:
+        audit(made, share=recipe.audit, console=console)
     optimizer = recipe.optim.build(student)
     recipe.optim.set_frozen(model, recipe.optim.frozen_at(0))  # refuses what is not there
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.machine.precision == "fp16")
@@ -157,7 +158,7 @@ def _train(
     learn: nn.Module | None = None
     frozen, row = False, dict[str, float]()
     student.train()
-    with _Stop() as stop, _progress(console) as progress, _saving_on_bad_data(run, state):
+    with _Stop() as stop, progress_bar(console) as progress, _saving_on_bad_data(run, state):
         bar = progress.add_task(run.path.name, total=steps, completed=state.step, detail="")
         for step, batch in enumerate(watch.waited(made.batches(range(state.step, steps))), start=state.step + 1):
             tally.add(batch, step)
@@ -319,7 +320,7 @@ def _row(losses: Mapping[str, Tensor], right: Tensor) -> dict[str, float]:
 
 
 def _fill(memory: FrameMemory, datasets: Sequence[ClipDataset], console: Console) -> None:
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("decoding", total=sum(map(len, datasets)), detail="")
         for dataset in datasets:
             for _ in memory.fill(dataset):
@@ -357,154 +358,6 @@ def _saving_on_bad_data(run: RunFolder, state: State) -> Iterator[None]:
         if is_first():
             run.save(state)
         raise
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
-class _Finite:
-    """Says which losses are not numbers: at once on the CPU; on a GPU one step later, so that nobody waits for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._pending: tuple[list[str], Tensor, torch.cuda.Event, int] | None = None
-
-    def wrong(self, losses: Mapping[str, Tensor], step: int) -> str | None:
-        """A sentence, if a step's losses are wrong."""
-        names, found = list(losses), torch.stack([loss.isfinite() for loss in losses.values()])
-        if not self._on_gpu:
-            return _not_finite(names, found, step)
-        before = self.of_last_step()
-        there = torch.empty(len(names), dtype=torch.bool, pin_memory=True)
-        there.copy_(found, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending = names, there, event, step
-        return before
-
-    def of_last_step(self) -> str | None:
-        """The sentence that is still due."""
-        if self._pending is None:
-            return None
-        names, found, event, step = self._pending
-        event.synchronize()
-        self._pending = None
-        return _not_finite(names, found, step)
-
-
-def _not_finite(names: Sequence[str], found: Tensor, step: int) -> str | None:
-    if found.all():
-        return None
-    wrong = ", ".join(name for name, fine in zip(names, found.tolist(), strict=True) if not fine)
-    return (
-        f"at step {step} these losses are not finite: {wrong}; start anew with a lower optim.lr (the checkpoint before "
-        "it would lead there again)"
-    )
-
-
-class _Validations:
-    """Scores on the validation split so far, from the log: which was best, and whether to go on."""
-
-    def __init__(self, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._key, self._patience = f"val_{recipe.metric}", recipe.patience
-        self.rows = [dict(row) for row in rows if self._key in row]
-
-    def add(self, step: int, found: Mapping[str, float]) -> bool:
-        """Whether this is the best so far."""
-        self.rows.append({"step": step, **found})
-        return self.best is self.rows[-1]
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The first of the best."""
-        return max(self.rows, key=lambda row: row[self._key], default=None)
-
-    @property
-    def enough(self) -> bool:
-        """Whether so many validations brought nothing that it is time to stop."""
-        if self._patience is None or self.best is None:
-            return False
-        return len(self.rows) - 1 - self.rows.index(self.best) >= self._patience
-
-
-class _Tally:
-    """What the run did without, and how fast it is; a resumed run counts on."""
-
-    def __init__(self, notes: Mapping[str, Any], missing: Sequence[str], console: Console) -> None:
-        # What all processes counted before is the first one's.
-        before = notes if is_first() else {}
-        self._console = console
-        self._skipped: dict[str, None] = dict.fromkeys(before.get("skipped", ()))
-        self._silent: Counter[str] = Counter(before.get("silent", {}))
-        self._clips = self._clips_before = before.get("clips", 0)
-        self._seconds_before = before.get("seconds", 0.0)
-        self._clock = _Clock()
-        for reason in missing:
-            self._name(reason)
-
-    def add(self, batch: Batch, step: int) -> None:
-        """Counts a step's clips.
-
-        Raises:
-            ValueError: if none of them could be read.
-        """
-        for reason in batch.skipped:
-            self._name(reason)
-        if not batch.id:
-            raise ValueError(f"no clip of step {step}'s batch could be read; the first: {batch.skipped[0]}")
-        self._clips += len(batch.id)
-        self._silent.update({name: int((~s.heard).sum()) for name, s in batch.clips.items() if isinstance(s, Sound)})
-
-    def check_sound(self) -> None:
-        """Raises a `ValueError` if a party that listens has heard nothing so far."""
-        for party, clips in self._silent.items():
-            if clips == self._clips:
-                raise ValueError(
-                    f"none of the first {clips} clips has sound, and {party} listens: leave it out, or train on videos "
-                    "with sound"
-                )
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """The time in it is none of training's."""
-        with self._clock.stopped():
-            yield
-
-    def rate(self) -> float:
-        """Clips a second, of all processes, since this part of the run began."""
-        clips: int = self._clips - self._clips_before
-        return clips * world_size() / self._clock.seconds()
-
-    def seconds(self) -> float:
-        """Of training, since this part of the run began."""
-        return self._clock.seconds()
-
-    def notes(self) -> dict[str, Any]:
-        """Of all processes, since the run began: plain data."""
-        skipped: dict[str, None] = {}
-        silent: Counter[str] = Counter()
-        clips = 0
-        for their_skipped, their_silent, their_clips in of_all((self._skipped, self._silent, self._clips)):
-            skipped |= their_skipped
-            silent.update(their_silent)
-            clips += their_clips
-        seconds = self._seconds_before + self._clock.seconds()
-        return {"skipped": list(skipped), "silent": dict(silent), "clips": clips, "seconds": seconds}
-
-    def _name(self, reason: str) -> None:
-        if reason not in self._skipped:
-            self._skipped[reason] = None
-            self._console.print(f"skipped: {reason}")
 
 
 class _Clock:

@@ -8,8 +8,9 @@ from typing import Any
 
 import tyro
 
-from videokd.cli import lists, looks, runs
+from videokd.cli import labelling, lists, looks, runs
 from videokd.config import nearest
+from videokd.label import Stopped
 from videokd.processes import is_first
 from videokd.train import Interrupted
 
@@ -23,7 +24,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-RECIPE_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": runs.train, "taps": looks.taps}
+RECIPE_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": runs.train,
+    "label": labelling.label,
+    "taps": looks.taps,
+}
 """They take a recipe, and any of its fields after it."""
 
 
@@ -35,6 +40,7 @@ usage: videokd COMMAND
 
   quickstart            draw videos, train teacher, student alone and student distilled, compare them
   train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
+  label RECIPE          store what a recipe's teachers say of its clips, for many runs to train on
   evaluate RUN          score a trained model on held-out videos
   compare RUN...        evaluated runs beside each other
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
@@ -64,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_first():
             print(f"videokd: {stop}", file=sys.stderr)
         return 128 + stop.number
+    except Stopped as stop:
+        print(f"videokd: {stop}", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"videokd: error: {error}", file=sys.stderr)
         return 1

@@ -2,9 +2,9 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict
@@ -23,6 +23,9 @@ from videokd.clips.reading import Frames, VideoError, VideoIndex
 from videokd.clips.sound import read_sound, sound_start
 from videokd.clips.table import FrameTable
 from videokd.contracts import UNLABELLED, InputSpec, SoundSpec, ViewSpec
+
+VIEWS = 1
+"""Raised whenever a (seed, clip, view number) comes to show something else: what was stored of it is refused then."""
 
 
 class PartyView(TypedDict):
@@ -63,6 +66,8 @@ class ClipDataset(Dataset[Sample]):
         seed: of the views.
         memory: where decoded videos are kept, for sets of short clips that are read many times; None reads the files.
         backend: who decodes video files.
+        unseen: parties whose views have their part in placing the others' and are not made: what they would say is
+            known.
 
     Raises:
         ValueError: for a backend that can't be used here, or a party that listens to a packed set, which holds no
@@ -79,6 +84,7 @@ class ClipDataset(Dataset[Sample]):
         seed: int = 0,
         memory: "FrameMemory | None" = None,
         backend: Backend = "pyav",
+        unseen: Collection[str] = (),
     ) -> None:
         require(backend)
         self.videos = manifest.videos
@@ -86,8 +92,10 @@ class ClipDataset(Dataset[Sample]):
         self.multi_label = manifest.multi_label
         self.specs = {party: spec for party, spec in specs.items() if isinstance(spec, InputSpec)}
         self.sounds = {party: spec for party, spec in specs.items() if isinstance(spec, SoundSpec)}
-        if self.sounds and any(video.packed is not None for video in manifest.videos):
-            raise ValueError(f"{', '.join(self.sounds)} listens, and {manifest.source} is packed: it holds no sound")
+        self.unseen = frozenset(unseen)
+        listening = [party for party in self.sounds if party not in self.unseen]
+        if listening and any(video.packed is not None for video in manifest.videos):
+            raise ValueError(f"{', '.join(listening)} listens, and {manifest.source} is packed: it holds no sound")
         self.augment = augment
         self.grid = grid
         self.seed = seed
@@ -103,10 +111,19 @@ class ClipDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.videos)
 
+    @property
+    def seen(self) -> dict[str, ViewSpec]:
+        """What the parties want for whom views are made."""
+        return {party: spec for party, spec in (self.specs | self.sounds).items() if party not in self.unseen}
+
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Raises a `VideoError` for a video that can't be read."""
         index, view_number = key if isinstance(key, tuple) else (key, 0)
         return self.clips(index, [view_number])[0]
+
+    def may_flip(self, index: int) -> bool:
+        """Whether a flip leaves a clip's classes true, or makes others of them."""
+        return self._may_flip(self.videos[index])
 
     def label(self, index: int) -> int:
         """The class number of a clip, or UNLABELLED; of a clip of several labels, the first one's."""
@@ -158,7 +175,7 @@ class ClipDataset(Dataset[Sample]):
             numbers = self._numbers(video, decoded, None, grid.position(view), grid.offset(view))
             placement = grid.placement(view, height=height, width=width, crop_fraction=self.crop_fraction)
             starts = self._sound_starts(decoded, numbers, grid.position(view))
-            return _Look(numbers, starts, placement, self._target(video, flipped=False), None)
+            return self._shown(_Look(numbers, starts, placement, self._target(video, flipped=False), None))
         rng = view_generator(self.seed, video.id, view_number)
         numbers = self._numbers(video, decoded, rng)
         placement = views.drawn(
@@ -171,7 +188,15 @@ class ClipDataset(Dataset[Sample]):
         )
         seed = int(rng.integers(2**62)) if self.augment.changes_appearance else None
         starts = self._sound_starts(decoded, numbers, float(rng.random()) if not numbers else 0.5)
-        return _Look(numbers, starts, placement, self._target(video, flipped=placement.flipped), seed)
+        return self._shown(_Look(numbers, starts, placement, self._target(video, flipped=placement.flipped), seed))
+
+    def _shown(self, look: "_Look") -> "_Look":
+        """Without those that nobody is to see; they had their part in placing the others."""
+        return replace(
+            look,
+            numbers={party: numbers for party, numbers in look.numbers.items() if party not in self.unseen},
+            sound_starts={party: start for party, start in look.sound_starts.items() if party not in self.unseen},
+        )
 
     def _sound_starts(
         self, decoded: "_Decoded", numbers: Mapping[str, NDArray[np.int64]], position: float
@@ -272,11 +297,21 @@ def video_index(video: Video, table: FrameTable | None) -> VideoIndex:
     Raises:
         VideoError: for a video that can't be read.
     """
-    if table is not None and (num_bytes := _num_bytes(video)) is not None:
+    if table is not None and (num_bytes := file_bytes(video)) is not None:
         known = table.index(video.id, num_bytes=num_bytes)
         if known is not None:
             return known
     return _scan(video)
+
+
+def file_bytes(video: Video) -> int | None:
+    """Size of a video's file, or of its part of a shard; None where it is no file."""
+    if video.packed is not None:
+        return video.packed.size
+    try:
+        return video.path.stat().st_size if video.path.is_file() else None
+    except OSError:
+        return None
 
 
 def view_generator(seed: int, clip_id: str, view_number: int) -> np.random.Generator:
@@ -373,16 +408,6 @@ def _scaled(box: Box, nominal: tuple[int, int], stored: tuple[int, int]) -> Box:
     top, height = span(box.top, box.height, nominal[0], stored[0])
     left, width = span(box.left, box.width, nominal[1], stored[1])
     return Box(top, left, height, width)
-
-
-def _num_bytes(video: Video) -> int | None:
-    """Size of a video's file, or of its part of a shard; None where it is no file."""
-    if video.packed is not None:
-        return video.packed.size
-    try:
-        return video.path.stat().st_size if video.path.is_file() else None
-    except OSError:
-        return None
 
 
 @lru_cache(maxsize=16384)

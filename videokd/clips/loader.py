@@ -57,7 +57,7 @@ def batches(
     most_clips = max(sum(map(len, block)) for block in first)
     most_views = max(max(Counter(index for batch in block for index, _ in batch).values()) for block in first)
     num_slots = 2 * most_clips + 2 * workers * most_views
-    slots = _Slots({**dataset.specs, **dataset.sounds}, num_slots, shared=workers > 0)
+    slots = _Slots(dataset.seen, num_slots, shared=workers > 0)
     decode = _Decode(dataset, slots)
     pool: _Pool = _InThisProcess(decode)
     if workers:

@@ -237,6 +237,7 @@ class SRRL(ClipwiseLoss):
 
     paper: ClassVar[str] = "SRRL, Yang et al. 2021, ICLR"
     needs_teacher_logits: ClassVar[bool] = True
+    needs_raw_logits: ClassVar[bool] = True
     beta: float = 5.0
     """Weight of the classifier's answer."""
     relu: bool = True

@@ -177,6 +177,7 @@ class BinarySoftTargets(ClipwiseLoss):
 
     paper: ClassVar[str] = "MLD, Yang et al. 2023, arXiv 2308.06453; published weight 10"
     needs_teacher_logits: ClassVar[bool] = True
+    needs_raw_logits: ClassVar[bool] = True
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

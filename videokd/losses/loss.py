@@ -66,6 +66,8 @@ class Loss(ABC):
     """Whether `teacher` must be given."""
     needs_teacher_logits: ClassVar[bool] = False
     """Whether the teacher's classes must be the student's."""
+    needs_raw_logits: ClassVar[bool] = False
+    """Whether it looks at more of the teacher's logits than the probabilities that they make."""
     several_labels: ClassVar[bool] = True
     """Whether it is right for clips that have several labels."""
     relational: ClassVar[bool] = False

@@ -1,0 +1,625 @@
+"""What teachers said of every view of every clip, on disk: records of one size, written by shards, mapped into memory.
+
+header.json         what the outputs were made from, and where in a record everything lies
+clips.jsonl         one row per clip, in the order of the records
+shard-1-of-2.bin    the records of the first half of the clips: row = clip x views + view
+shard-1-of-2.json   who made them, and which of them are of videos that couldn't be read
+"""
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedRandom
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from videokd.clips.dataset import VIEWS, ClipDataset, file_bytes
+from videokd.config import differing_fields, nearest, to_plain
+from videokd.contracts import FeatureMap, Grid, Outputs
+from videokd.models import Model
+from videokd.run_folder import write_text
+
+StoredType = Literal["float16", "float32"]
+FORMAT = 1
+HEADER, CLIPS = "header.json", "clips.jsonl"
+LEAST_LOG = float(np.log(1e-12))
+"""Log of the least mass that the classes outside of the top ones have together."""
+
+_GRIDS: tuple[Grid, ...] = ("clip", "frames", "map")  # from coarse to fine
+_SYNC_BYTES = 64 * 2**20
+_VALID = "valid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a record holds of one teacher."""
+
+    classes: int | None
+    """K; None for a teacher that has no logits."""
+    may_be_silent: bool
+    """Whether it says nothing of some clips."""
+    taps: Mapping[str, Grid]
+    """How finely each is kept; "shuffled TAP" is that of the clip with its pieces of time in another order."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """(T', H', W', C) of each, as it is kept."""
+
+    @staticmethod
+    def of(said: Outputs, taps: Mapping[str, Grid]) -> "Contents":
+        """Of what a teacher said of some clip, in which `taps` are as fine as they are to be kept."""
+        shapes = {tap: tuple(feature_map.values.shape[1:]) for tap, feature_map in said.features.items()}
+        return Contents(
+            classes=None if said.logits is None else said.logits.shape[1],
+            may_be_silent=said.known is not None,
+            taps={tap: taps[tap.removeprefix("shuffled ")] for tap in shapes},
+            shapes=shapes,
+        )
+
+
+def record(contents: Mapping[str, Contents], *, dtype: StoredType, top_k: int | None) -> np.dtype[np.void]:
+    """How a record lies on disk, little-endian: the widest numbers first, so that all are aligned.
+
+    Raises:
+        ValueError: for a `top_k` that is not below a teacher's number of classes.
+    """
+    kept = {"float16": "<f2", "float32": "<f4"}[dtype]
+    fields: list[tuple[str, str, tuple[int, ...]]] = [(_VALID, "|u1", ())]
+    for name, one in contents.items():
+        if one.classes is not None and top_k is None:
+            fields.append((f"{name}/logits", kept, (one.classes,)))
+        elif one.classes is not None and top_k is not None:
+            if not 1 <= top_k < one.classes:
+                raise ValueError(f"teacher {name!r} has {one.classes} classes: the top ones are 1 to {one.classes - 1}")
+            fields += [(f"{name}/top", kept, (top_k,)), (f"{name}/top classes", "<i4", (top_k,))]
+            fields.append((f"{name}/rest", kept, ()))
+        for tap, shape in one.shapes.items():
+            fields += [(f"{name}/features/{tap}", kept, shape), (f"{name}/times/{tap}", "<f4", shape[:1])]
+        if one.may_be_silent:
+            fields.append((f"{name}/known", "|u1", ()))
+    fields.sort(key=lambda field: -np.dtype(field[1]).itemsize)
+    return np.dtype(fields, align=True)
+
+
+def encoded(
+    said: Mapping[str, Outputs], ids: Sequence[str], layout: np.dtype[np.void], *, top_k: int | None
+) -> NDArray[np.void]:
+    """Records (B,) of what the teachers said of the clips `ids`.
+
+    Raises:
+        ValueError: for what is not a number, or too large for the records.
+    """
+    found = np.zeros(len(ids), dtype=layout)
+    found[_VALID] = 1
+    for teacher, outputs in said.items():
+        for part, values in _parts(outputs, top_k).items():
+            name = f"{teacher}/{part}"
+            given = values.cpu().numpy()
+            with np.errstate(over="ignore"):
+                found[name] = given
+            wrong = ~np.isfinite(found[name]).reshape(len(ids), -1).all(axis=1)
+            if wrong.any():
+                place = int(wrong.argmax())
+                where = f"teacher {teacher!r} says of clip {ids[place]}, in {part},"
+                if np.isfinite(given[place]).all():
+                    raise ValueError(
+                        f"{where} {np.abs(given[place]).max():g}, and float16 ends at 65504: store with --dtype float32"
+                    )
+                raise ValueError(f"{where} what is not a number")
+    return found
+
+
+def _parts(outputs: Outputs, top_k: int | None) -> dict[str, Tensor]:
+    """What is kept of a teacher, by the name of its field; 0 where it says nothing, whatever it said."""
+    parts: dict[str, Tensor] = {}
+    if outputs.logits is not None and top_k is None:
+        parts["logits"] = outputs.logits.float()
+    elif outputs.logits is not None and top_k is not None:
+        parts |= top_classes(outputs.logits, top_k)
+    for tap, feature_map in outputs.features.items():
+        parts |= {f"features/{tap}": feature_map.values.float(), f"times/{tap}": feature_map.times.float()}
+    if outputs.known is not None:
+        silent = ~outputs.known
+        for name, part in parts.items():
+            parts[name] = part.masked_fill(silent.view(-1, *[1] * (part.ndim - 1)), 0)
+        parts["known"] = outputs.known
+    return parts
+
+
+def top_classes(logits: Tensor, k: int, classes: Tensor | None = None) -> dict[str, Tensor]:
+    """Log-probabilities "top" (B, k) of the likeliest classes, or of the given ones (B, k); "top classes" (B, k); and
+    the log of the mass of all others together, "rest" (B,)."""
+    log_probs = logits.float().log_softmax(dim=1)
+    if classes is None:
+        classes = log_probs.topk(k, dim=1).indices
+    rest = log_probs.scatter(1, classes, -torch.inf).logsumexp(dim=1).clamp(min=LEAST_LOG)
+    return {"top": log_probs.gather(1, classes), "top classes": classes, "rest": rest}
+
+
+def spread(top: Tensor, classes: Tensor, rest: Tensor, *, num_classes: int) -> Tensor:
+    """Log-probabilities (B, K) of what `top_classes` gave: the rest is spread evenly over the other classes."""
+    even = rest - float(np.log(num_classes - top.shape[1]))
+    return even[:, None].repeat(1, num_classes).scatter(1, classes.long(), top)
+
+
+def fingerprint(dataset: ClipDataset, models: Mapping[str, Model[Any]]) -> dict[str, Any]:
+    """What stored outputs depend on, as plain data: the teachers, what every party sees (they are placed jointly), how
+    views are drawn, and who reads them. The same on every machine.
+
+    Args:
+        dataset: with the views of all parties.
+        models: the teachers whose outputs are stored.
+    """
+    specs = {party: _plain(spec) for party, spec in (dataset.specs | dataset.sounds).items()}
+    for part in ("mean", "std"):  # what the student does at its own door changes no view
+        specs.get("student", {}).pop(part, None)
+    teachers = {
+        # Where weights come from is no matter: they are compared themselves.
+        name: {"weights": weights_hash(model), "model": _plain(model.config, without=("weights", "source"))}
+        for name, model in models.items()
+    }
+    return {
+        "teachers": teachers,
+        "view_of": specs,
+        "augment": _plain(dataset.augment),
+        "view_seed": dataset.seed,
+        "classes": list(dataset.classes),
+        "reader": {"backend": dataset.backend, "in_memory": dataset.memory is not None, "convention": VIEWS},
+    }
+
+
+def weights_hash(model: Model[Any]) -> str:
+    """Of names, types, shapes and values of a model's weights; the same on every device."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def clip_rows(dataset: ClipDataset) -> list[dict[str, Any]]:
+    """What tells whether a clip is the one whose outputs were stored, one row each."""
+    return [
+        {"id": video.id, "bytes": file_bytes(video), "may_flip": dataset.may_flip(index)}
+        for index, video in enumerate(dataset.videos)
+    ]
+
+
+def _plain(value: object, without: Sequence[str] = ()) -> Any:
+    """A configuration with its classes by their bare names, wherever they are defined, and without some fields."""
+
+    def cut(one: Any) -> Any:
+        if isinstance(one, list):
+            return [cut(part) for part in one]
+        if not isinstance(one, Mapping):
+            return one
+        kept = {key: cut(part) for key, part in one.items() if key not in without}
+        return kept | ({"type": kept["type"].rpartition(":")[2]} if "type" in kept else {})
+
+    return cut(to_plain(value))
+
+
+def make_header(
+    *,
+    made_from: Mapping[str, Any],
+    contents: Mapping[str, Contents],
+    layout: np.dtype[np.void],
+    clips: Sequence[Mapping[str, Any]],
+    views: int,
+    shards: int,
+    dtype: StoredType,
+    top_k: int | None,
+    pieces: int,
+) -> dict[str, Any]:
+    """What header.json says: the same for every shard.
+
+    Args:
+        made_from: see `fingerprint`.
+        contents: of a record, by teacher.
+        layout: of a record.
+        clips: see `clip_rows`.
+        views: of a clip.
+        shards: how many.
+        dtype: of logits and features.
+        top_k: how many classes are kept; None for all.
+        pieces: of time that are shuffled; 0 for none.
+    """
+    assert layout.fields is not None
+    assert layout.names is not None
+    fields = []
+    for name in layout.names:
+        kind, offset = layout.fields[name][:2]
+        fields.append({"name": name, "dtype": kind.base.str, "shape": list(kind.shape), "offset": offset})
+    return {
+        "format": FORMAT,
+        "clips": {"count": len(clips), "sha256": hashlib.sha256(_lines(clips)).hexdigest()},
+        "views": views,
+        "shards": shards,
+        "dtype": dtype,
+        "top_k": top_k,
+        "pieces": pieces,
+        "teachers": {
+            name: {"classes": one.classes, "may_be_silent": one.may_be_silent, "taps": dict(one.taps)}
+            for name, one in contents.items()
+        },
+        "record_bytes": layout.itemsize,
+        "fields": fields,
+        "made_from": dict(made_from),
+    }
+
+
+def claim(folder: Path, header: Mapping[str, Any], clips: Sequence[Mapping[str, Any]]) -> None:
+    """Writes header and clips into `folder`, or finds that they are there already; any number of shards may.
+
+    Raises:
+        ValueError: if the folder holds outputs of something else, naming the fields that differ, or other files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / HEADER
+    if not path.is_file():
+        others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{HEADER}")]
+        if others and not path.is_file():
+            raise ValueError(f"{folder} already holds something else ({others[0]}); name another --out")
+        _write_if_new(path, json.dumps(header, indent=1) + "\n")
+    _refuse_differences(folder, read_header(folder), json.loads(json.dumps(header)), clips)
+    text = _lines(clips)
+    if not (folder / CLIPS).is_file() or (folder / CLIPS).read_bytes() != text:
+        _write_if_new(folder / CLIPS, text.decode(), replace=True)
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """The header of stored outputs.
+
+    Raises:
+        ValueError: if there is none that this version reads.
+    """
+    path = folder / HEADER
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no stored outputs (no {HEADER}): make them with `videokd label`")
+    header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {header.get('format')}, this version reads {FORMAT}: label again")
+    return header
+
+
+def missing_shards(folder: Path, shards: int) -> tuple[int, ...]:
+    """The numbers of those that are not whole yet."""
+    return tuple(number for number in range(1, shards + 1) if not shard_path(folder, number, shards).is_file())
+
+
+def shard_path(folder: Path, number: int, shards: int) -> Path:
+    """Where a shard's records lie; numbers are 1 to `shards`."""
+    return folder / f"shard-{number}-of-{shards}.bin"
+
+
+def partial_path(shard: Path) -> Path:
+    """Where a shard lies while it is not whole."""
+    return shard.with_name(shard.name + ".partial")
+
+
+def shard_clips(clips: int, number: int, shards: int) -> range:
+    """The clips of a shard."""
+    return range(clips * (number - 1) // shards, clips * number // shards)
+
+
+class ShardWriter:
+    """Appends records to a shard that is not whole, after those that are there; a context.
+
+    Args:
+        path: of the shard. It is written as PATH.partial.
+        layout: of a record.
+        rows: how many the shard is to have.
+        block: records that were computed together. What is there of an unfinished block is written anew: so a shard is
+            the same to the last bit, however often it was interrupted.
+
+    Raises:
+        ValueError: if another process is at it.
+    """
+
+    def __init__(self, path: Path, layout: np.dtype[np.void], *, rows: int, block: int) -> None:
+        self.path, self.layout, self.rows = path, layout, rows
+        self.partial = partial_path(path)
+        self._file: BufferedRandom = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        _lock(self._file, self.partial)
+        there = min(self._file.seek(0, os.SEEK_END) // layout.itemsize, rows)
+        self.done = there if there == rows else there - there % block
+        """Records that are there."""
+        self._file.truncate(self.done * layout.itemsize)
+        self._file.seek(0, os.SEEK_END)
+        self._unsynced = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._file.closed:
+            self._sync()
+            self._file.close()
+
+    def append(self, records: NDArray[np.void]) -> None:
+        """Writes some more; they outlive this process at once, and the machine's every 64 MiB."""
+        self._file.write(records.tobytes())
+        self._file.flush()
+        self.done += len(records)
+        self._unsynced += records.nbytes
+        if self._unsynced >= _SYNC_BYTES:
+            self._sync()
+
+    def finish(self, made: Mapping[str, Any]) -> None:
+        """The shard is whole: it gets its name; beside it are which of its records are not valid, and what is `made`
+        known of how it was computed, "precision" at least."""
+        assert self.done == self.rows
+        self._sync()
+        invalid = np.flatnonzero(_mapped(self.partial, self.layout, self.rows)[_VALID] == 0)
+        write_text(self.path.with_suffix(".json"), json.dumps({"invalid": invalid.tolist(), **made}, indent=1) + "\n")
+        self.partial.replace(self.path)
+        self._file.close()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+
+
+class StoredOutputs:
+    """What lies in a folder of stored outputs, mapped into memory.
+
+    Args:
+        folder: that `videokd label` made.
+
+    Raises:
+        ValueError: if there is none, shards are missing, or a file is not as long as it should be.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.header = read_header(self.folder)
+        self.views: int = self.header["views"]
+        """Of every clip."""
+        shards: int = self.header["shards"]
+        if missing := missing_shards(self.folder, shards):
+            named = ", ".join(f"{number}/{shards}" for number in missing[:8]) + (", ..." if len(missing) > 8 else "")
+            raise ValueError(
+                f"{self.folder} lacks {len(missing)} of {shards} shards: {named}. Run `videokd label` with --shard for "
+                "each of them"
+            )
+        text = (self.folder / CLIPS).read_bytes()
+        if hashlib.sha256(text).hexdigest() != self.header["clips"]["sha256"]:
+            raise ValueError(f"{self.folder / CLIPS} is not the one that was written: label again, into another folder")
+        self.clips: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+        """One row per clip."""
+        self._places = {row["id"]: place for place, row in enumerate(self.clips)}
+        fields = self.header["fields"]
+        layout: np.dtype[np.void] = np.dtype(
+            {
+                "names": [field["name"] for field in fields],
+                "formats": [(field["dtype"], tuple(field["shape"])) for field in fields],
+                "offsets": [field["offset"] for field in fields],
+                "itemsize": self.header["record_bytes"],
+            }
+        )
+        ranges = [shard_clips(len(self.clips), number, shards) for number in range(1, shards + 1)]
+        paths = [shard_path(self.folder, number, shards) for number in range(1, shards + 1)]
+        self._starts = np.array([clips.start * self.views for clips in ranges])
+        self._shards = [_mapped(path, layout, len(clips) * self.views) for path, clips in zip(paths, ranges)]
+        made = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
+        self.invalid: frozenset[int] = frozenset(
+            int(start) + row for one, start in zip(made, self._starts) for row in one["invalid"]
+        )
+        """Rows of views of videos that couldn't be read."""
+        self.precisions: frozenset[str] = frozenset(one["precision"] for one in made)
+        """In which the shards were computed."""
+
+    def rows(self, ids: Sequence[str], views: Sequence[int]) -> NDArray[np.int64]:
+        """Where the records of these views of clips are.
+
+        Raises:
+            ValueError: for a clip or a view that is not there.
+        """
+        for one, view in zip(ids, views):
+            if one not in self._places or not 0 <= view < self.views:
+                raise ValueError(
+                    f"{self.folder} has nothing of view {view} of clip {one} (views are 0 to {self.views - 1})"
+                )
+        return np.array([self._places[one] for one in ids], dtype=np.int64) * self.views + np.array(views, np.int64)
+
+    def read(self, field: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """One field of some records, (N, ...), copied."""
+        places = np.searchsorted(self._starts, rows, side="right") - 1
+        parts = {int(place): self._shards[place][field] for place in np.unique(places)}
+        some = next(iter(parts.values()))
+        found = np.empty((len(rows), *some.shape[1:]), dtype=some.dtype)
+        for place, part in parts.items():
+            mine = places == place
+            found[mine] = part[rows[mine] - self._starts[place]]
+        return found
+
+    def outputs(
+        self, teacher: str, ids: Sequence[str], views: Tensor, device: torch.device, *, taps: Mapping[str, Grid]
+    ) -> Outputs:
+        """What a teacher said of these views of clips, fp32.
+
+        Args:
+            teacher: its name.
+            ids: names of the clips.
+            views: (B,), their view numbers.
+            device: where the outputs are wanted.
+            taps: those that are wanted, at least as finely as they are kept.
+        """
+        rows, header = self.rows(ids, views.tolist()), self.header["teachers"][teacher]
+
+        def read(field: str) -> Tensor:
+            found = torch.from_numpy(self.read(f"{teacher}/{field}", rows)).to(device)
+            return found.float() if found.dtype == torch.float16 else found
+
+        logits = None
+        if header["classes"] is not None and self.header["top_k"] is None:
+            logits = read("logits")
+        elif header["classes"] is not None:
+            logits = spread(read("top"), read("top classes"), read("rest"), num_classes=header["classes"])
+        features = {
+            tap: FeatureMap(read(f"features/{tap}"), read(f"times/{tap}")).pooled(grid) for tap, grid in taps.items()
+        }
+        known = read("known").bool() if header["may_be_silent"] else None
+        if self.invalid:
+            valid = torch.tensor([row not in self.invalid for row in rows.tolist()]).to(device)
+            known = valid if known is None else known & valid
+        return Outputs(logits, features, known)
+
+    def teacher(
+        self, name: str, taps: Mapping[str, Grid], *, shuffled: bool, needs_raw_logits: bool
+    ) -> "partial[Outputs]":
+        """What stands in for a teacher: see `outputs`.
+
+        Args:
+            name: of the teacher.
+            taps: that are wanted of it, and how finely.
+            shuffled: whether they are wanted of shuffled clips too.
+            needs_raw_logits: whether probabilities are not enough.
+
+        Raises:
+            ValueError: if something that is wanted was not stored.
+        """
+        if name not in self.header["teachers"]:
+            raise ValueError(f"{self.folder} holds nothing of teacher {name!r}{nearest(name, self.header['teachers'])}")
+        kept = self.header["teachers"][name]["taps"]
+        wanted = {**taps, **({f"shuffled {tap}": grid for tap, grid in taps.items()} if shuffled else {})}
+        for tap, grid in wanted.items():
+            if tap not in kept or _GRIDS.index(kept[tap]) < _GRIDS.index(grid):
+                there = f"only as {kept[tap]!r}" if tap in kept else f"not{nearest(tap, kept)}"
+                raise ValueError(
+                    f"a term wants tap {tap!r} of teacher {name!r} as {grid!r}, which {self.folder} holds {there}: "
+                    "label with the recipe that is trained"
+                )
+        if needs_raw_logits and self.header["top_k"] is not None:
+            raise ValueError(
+                f"a term looks at more of teacher {name!r} than its probabilities, and {self.folder} holds the "
+                f"likeliest {self.header['top_k']} classes: label without --top-k"
+            )
+        return partial(self.outputs, name, taps=wanted)
+
+    def check(self, dataset: ClipDataset, made_from: Mapping[str, Any], *, views: int, pieces: int) -> None:
+        """Raises a `ValueError` that names what differs, if a run would see other views or other teachers than those
+        whose outputs are stored.
+
+        Args:
+            dataset: what is trained on; a part of what is stored will do.
+            made_from: see `fingerprint`.
+            views: of a clip that are trained on.
+            pieces: of time that are shuffled; 0 for none.
+        """
+        found = json.loads(json.dumps(made_from))
+        if differing := differing_fields(self.header["made_from"], found):
+            raise ValueError(f"{self.folder} holds outputs of something else: {_described(differing)}")
+        if pieces and pieces != self.header["pieces"]:
+            raise ValueError(
+                f"{self.folder} holds outputs of clips shuffled in {self.header['pieces']} pieces, and terms want "
+                f"{pieces}"
+            )
+        if views > self.views:
+            raise ValueError(
+                f"{self.folder} holds {self.views} views of a clip: set data.views to at most that, not {views}"
+            )
+        if wrong := other_clips(self.clips, clip_rows(dataset)):
+            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ValueError(f"{self.folder} holds outputs of other clips: {wrong[0]}{more}. Label these clips")
+
+    def unreadable(self, dataset: ClipDataset) -> list[str]:
+        """The clips of which the outputs of some view are missing, because they couldn't be read."""
+        bad = {self.clips[row // self.views]["id"] for row in self.invalid}
+        return [video.id for video in dataset.videos if video.id in bad]
+
+
+def other_clips(stored: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each clip of now that was not stored as it is."""
+    known = {row["id"]: row for row in stored}
+    wrong = []
+    for row in now:
+        before = known.get(row["id"])
+        if before is None:
+            wrong.append(f"{row['id']} is not among them")
+        elif before["bytes"] != row["bytes"]:
+            wrong.append(f"{row['id']} has {row['bytes']} bytes, and had {before['bytes']}")
+        elif before["may_flip"] != row["may_flip"]:
+            wrong.append(f"{row['id']} may {'' if row['may_flip'] else 'not '}be flipped now, by its class")
+    return wrong
+
+
+def _refuse_differences(
+    folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any], clips: Sequence[Mapping[str, Any]]
+) -> None:
+    differing = differing_fields({**stored, "fields": None}, {**now, "fields": None})
+    if not differing and stored["fields"] == now["fields"]:
+        return
+    said = _described(differing or {"fields": (stored["fields"], now["fields"])})
+    if "clips.sha256" in differing and (folder / CLIPS).is_file():
+        before = [json.loads(line) for line in (folder / CLIPS).read_text(encoding="utf-8").splitlines()]
+        said += "".join(f"; clip {one}" for one in other_clips(before, clips)[:3])
+    raise ValueError(f"{folder} holds outputs of something else: {said}. Name another --out")
+
+
+def _described(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """Fields that differ, with both values."""
+
+    def short(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= 40 else f"{text[:37]}..."
+
+    named = [f"{name} was {short(before)} and is {short(now)}" for name, (before, now) in list(differing.items())[:5]]
+    return "; ".join(named) + (f"; and {len(differing) - 5} more" if len(differing) > 5 else "")
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _mapped(path: Path, layout: np.dtype[np.void], rows: int) -> NDArray[np.void]:
+    size = path.stat().st_size
+    if size != rows * layout.itemsize:
+        raise ValueError(f"{path} has {size} bytes, and {rows} records have {rows * layout.itemsize}: label it again")
+    # Nothing can't be mapped.
+    return np.memmap(path, dtype=layout, mode="r", shape=(rows,)) if rows else np.zeros(0, dtype=layout)
+
+
+def _write_if_new(path: Path, text: str, *, replace: bool = False) -> None:
+    """Writes a file whole, under a name of its own first: others may be doing the same. One that is there stays, unless
+    it is to be replaced."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{HEADER}.", suffix=".partial")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+    if replace:
+        os.replace(name, path)
+        return
+    try:
+        os.link(name, path)  # of several processes, one does it
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(name, path)
+        return
+    os.unlink(name)
+
+
+def _lock(file: BufferedRandom, path: Path) -> None:
+    """For as long as the file is open, where the system can."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            file.close()
+            raise ValueError(f"another process is writing {path}") from error
