@@ -23,6 +23,7 @@ FLOORS = {
     "losses": 1,
     "weighting": 2,
     "store": 2,
+    "records": 1,
     "bank": 2,
     "optim": 2,
     "machine": 1,

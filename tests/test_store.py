@@ -10,19 +10,14 @@ import pytest
 import torch
 
 from videokd.contracts import FeatureMap, Grid, Outputs
+from videokd.records import Contents, StoredType, encoded, record, spread, top_classes
 from videokd.store import (
-    Contents,
     ShardWriter,
     StoredOutputs,
-    StoredType,
     claim,
-    encoded,
     make_header,
-    record,
     shard_clips,
     shard_path,
-    spread,
-    top_classes,
 )
 
 CLIPS = [{"id": f"{number}.mp4", "bytes": number, "may_flip": True} for number in range(5)]

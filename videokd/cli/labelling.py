@@ -14,7 +14,8 @@ from videokd.cli.options import CONSOLE, wants_usage
 from videokd.label import Stopped, audit
 from videokd.label import label as label_clips
 from videokd.recipe import Recipe
-from videokd.store import StoredOutputs, StoredType
+from videokd.records import StoredType
+from videokd.store import StoredOutputs
 
 _USAGE = (
     "usage: videokd label RECIPE [--views K] [--shard i/n] [--out DIR] [--FIELD VALUE ...], or, to check what is "
