@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videokd.averaging import WeightAverage
+from videokd.disk import sync_folder
 
 
 @dataclass
@@ -87,17 +88,6 @@ def read_step(path: Path) -> int:
     """How many steps are done in a checkpoint."""
     step: int = _read(path)["step"]
     return step
-
-
-def sync_folder(path: Path) -> None:
-    """Returns when the names in a folder are on the disk."""
-    if os.name == "nt":
-        return  # a folder can't be opened there
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _written(plain: Mapping[str, Any]) -> dict[str, str]:

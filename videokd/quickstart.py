@@ -18,13 +18,13 @@ from videokd.clips import synthetic
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
+from videokd.disk import write_text
 from videokd.evaluate import evaluate
 from videokd.machine import Machine, terminal
 from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
 from videokd.report.comparison import arms, write_evaluation
 from videokd.report.figures import draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table, terminal_table
-from videokd.run_folder import write_text
 from videokd.teachers import Mixture, Teacher
 from videokd.train import Interrupted, train
 

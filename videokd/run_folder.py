@@ -2,14 +2,14 @@
 
 import contextlib
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from videokd.checkpoint import State, sync_folder
+from videokd.checkpoint import State
 from videokd.config import differing_fields, from_plain, to_plain
+from videokd.disk import write_text
 
 _STEP = "step"
 _OPERATION = ("machine", "audit", "preflight", "track", "checkpoint_every")
@@ -117,17 +117,6 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break  # A run that was killed while it wrote; what follows is made again.
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
 
 
 def _differing(written: Path, recipe: str) -> dict[str, tuple[Any, Any]]:

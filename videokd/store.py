@@ -25,9 +25,9 @@ from torch import Tensor
 from videokd.clips.dataset import VIEWS, ClipDataset, file_bytes
 from videokd.config import differing_fields, nearest, to_plain
 from videokd.contracts import FeatureMap, Grid, Outputs
+from videokd.disk import write_text
 from videokd.models import Model
 from videokd.records import VALID, Contents, StoredType, spread
-from videokd.run_folder import write_text
 
 FORMAT = 1
 HEADER, CLIPS = "header.json", "clips.jsonl"

@@ -3,13 +3,11 @@
 import json
 import shlex
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from videokd.checkpoint import State
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.config import from_plain, to_plain
 from videokd.contracts import Batch, Outputs, labelled
+from videokd.disk import write_text
 from videokd.distill import Step
 from videokd.evaluate import predict, scores
 from videokd.label import audit
@@ -44,8 +43,10 @@ from videokd.processes import (
     world_size,
 )
 from videokd.recipe import Recipe
-from videokd.run_folder import RunFolder, read_metrics, write_text
+from videokd.run_folder import RunFolder, read_metrics
+from videokd.stopping import Finite, NotFiniteError, Stop, Validations
 from videokd.stopwatch import Stopwatch
+from videokd.tally import Tally
 from videokd.teachers import Mixture, Teacher, all_targets
 from videokd.weighting import FixedWeights
 
@@ -58,10 +59,6 @@ class Interrupted(Exception):
     def __init__(self, step: int, go_on: str, *, number: int = signal.SIGINT) -> None:
         super().__init__(f"stopped after step {step}; go on with: {go_on}")
         self.step, self.number = step, number
-
-
-class NotFiniteError(ValueError):
-    """A loss that is no number: what was learned after it is worth nothing."""
 
 
 def train(
@@ -149,16 +146,16 @@ def _train(
     if made.clips.memory is not None:
         _fill(made.clips.memory, [made.clips, *([made.val_clips] if made.val_clips else [])], console)
 
-    steps, tally = recipe.optim.steps, _Tally(state.notes, made.missing, console)
-    validated = _Validations(recipe, read_metrics(run.path))
-    finite, watch = _Finite(device), Stopwatch(device)
+    steps, tally = recipe.optim.steps, Tally(state.notes, made.missing, console)
+    validated = Validations(recipe, read_metrics(run.path))
+    finite, watch = Finite(device), Stopwatch(device)
     weights_change = not isinstance(recipe.weighting, FixedWeights) or any(
         term.warmup or term.decay for term in made.terms.values()
     )
     learn: nn.Module | None = None
     frozen, row = False, dict[str, float]()
     student.train()
-    with _Stop() as stop, progress_bar(console) as progress, _saving_on_bad_data(run, state):
+    with Stop() as stop, progress_bar(console) as progress, _saving_on_bad_data(run, state):
         bar = progress.add_task(run.path.name, total=steps, completed=state.step, detail="")
         for step, batch in enumerate(watch.waited(made.batches(range(state.step, steps))), start=state.step + 1):
             tally.add(batch, step)
@@ -341,7 +338,7 @@ def _validate(model: Model[Any], clips: ClipDataset, recipe: Recipe) -> dict[str
     return {f"val_{name}": found[name] for name in ("top1", "mean_class_accuracy")}
 
 
-def _save(run: RunFolder, state: State, tally: "_Tally") -> None:
+def _save(run: RunFolder, state: State, tally: Tally) -> None:
     state.notes = tally.notes()
     if is_first():
         run.save(state)
@@ -358,48 +355,3 @@ def _saving_on_bad_data(run: RunFolder, state: State) -> Iterator[None]:
         if is_first():
             run.save(state)
         raise
-
-
-class _Clock:
-    """Seconds since it was made, without those in `stopped`."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        return max(time.monotonic() - self._start, 1e-9)
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        before = time.monotonic()
-        yield
-        self._start += time.monotonic() - before
-
-
-class _Stop:
-    """Turns Ctrl-C and SIGTERM into a request to stop after the step; a second Ctrl-C stops at once.
-
-    Of several processes none stops by itself: torchrun passes a signal on, which then comes twice.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.number: int = signal.SIGINT
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Stop":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT and not is_distributed():
-            raise KeyboardInterrupt
-        self.requested, self.number = True, number

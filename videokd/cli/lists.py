@@ -12,8 +12,8 @@ from videokd.cli.options import CONSOLE, HowToRead, ListOptions
 from videokd.clips import checking, synthetic
 from videokd.clips.packing import Packing
 from videokd.clips.packing import pack as pack_videos
+from videokd.disk import write_text
 from videokd.report.data_check import check_lines
-from videokd.run_folder import write_text
 
 
 def synth(

@@ -9,10 +9,10 @@ from typing import Any
 
 from videokd import recipe as recipes
 from videokd.config import differing_fields
+from videokd.disk import write_text
 from videokd.evaluate import MIN_GAP, agreement, gap_recovered, interval, standard_error
 from videokd.models import SimKD
 from videokd.recipe import Recipe, TrainedTeacher
-from videokd.run_folder import write_text
 
 EVALUATION = "evaluation.json"
 

@@ -1,0 +1,104 @@
+"""What a run did without, and how fast it is."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from videokd.contracts import Batch, Sound
+from videokd.processes import is_first, of_all, world_size
+
+
+class Tally:
+    """What a run did without, and how fast it is; a resumed run counts on.
+
+    Args:
+        notes: what was counted before, as `notes` returned it.
+        missing: why videos of the list are left out.
+        console: where each is named, once.
+    """
+
+    def __init__(self, notes: Mapping[str, Any], missing: Sequence[str], console: Console) -> None:
+        # What all processes counted before is the first one's.
+        before = notes if is_first() else {}
+        self._console = console
+        self._skipped: dict[str, None] = dict.fromkeys(before.get("skipped", ()))
+        self._silent: Counter[str] = Counter(before.get("silent", {}))
+        self._clips = self._clips_before = before.get("clips", 0)
+        self._seconds_before = before.get("seconds", 0.0)
+        self._clock = _Clock()
+        for reason in missing:
+            self._name(reason)
+
+    def add(self, batch: Batch, step: int) -> None:
+        """Counts a step's clips.
+
+        Raises:
+            ValueError: if none of them could be read.
+        """
+        for reason in batch.skipped:
+            self._name(reason)
+        if not batch.id:
+            raise ValueError(f"no clip of step {step}'s batch could be read; the first: {batch.skipped[0]}")
+        self._clips += len(batch.id)
+        self._silent.update({name: int((~s.heard).sum()) for name, s in batch.clips.items() if isinstance(s, Sound)})
+
+    def check_sound(self) -> None:
+        """Raises a `ValueError` if a party that listens has heard nothing so far."""
+        for party, clips in self._silent.items():
+            if clips == self._clips:
+                raise ValueError(
+                    f"none of the first {clips} clips has sound, and {party} listens: leave it out, or train on videos "
+                    "with sound"
+                )
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The time in it is none of training's."""
+        with self._clock.stopped():
+            yield
+
+    def rate(self) -> float:
+        """Clips a second, of all processes, since this part of the run began."""
+        clips: int = self._clips - self._clips_before
+        return clips * world_size() / self._clock.seconds()
+
+    def seconds(self) -> float:
+        """Of training, since this part of the run began."""
+        return self._clock.seconds()
+
+    def notes(self) -> dict[str, Any]:
+        """Of all processes, since the run began: plain data."""
+        skipped: dict[str, None] = {}
+        silent: Counter[str] = Counter()
+        clips = 0
+        for their_skipped, their_silent, their_clips in of_all((self._skipped, self._silent, self._clips)):
+            skipped |= their_skipped
+            silent.update(their_silent)
+            clips += their_clips
+        seconds = self._seconds_before + self._clock.seconds()
+        return {"skipped": list(skipped), "silent": dict(silent), "clips": clips, "seconds": seconds}
+
+    def _name(self, reason: str) -> None:
+        if reason not in self._skipped:
+            self._skipped[reason] = None
+            self._console.print(f"skipped: {reason}")
+
+
+class _Clock:
+    """Seconds since it was made, without those in `stopped`."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        before = time.monotonic()
+        yield
+        self._start += time.monotonic() - before
