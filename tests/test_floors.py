@@ -14,6 +14,7 @@ FLOORS = {
     "assembly": 5,
     "report": 6,
     "label": 6,
+    "preflight": 6,
     "evaluate": 5,
     "recipe": 4,
     "teachers": 2,
@@ -36,6 +37,7 @@ FLOORS = {
     "stopping": 5,
     "tally": 1,
     "checkpoint": 2,
+    "timing": 1,
     "contracts": 0,
     "config": 0,
 }

@@ -92,7 +92,7 @@ class Student(nn.Module):
         check_taps(terms, {"student": model, **{name: one.model for name, one in trained.items()}})
         wanted = [(name, pair, term.teacher) for name, term in terms.items() for pair in term.loss.pairs()]
         shapes = tap_shapes(model, {pair.student for _, pair, _ in wanted})
-        self.pairs: dict[str, Pair] = {_key(pair, teacher): pair for _, pair, teacher in wanted}
+        self.pairs: dict[str, Pair] = {pair_key(pair, teacher): pair for _, pair, teacher in wanted}
         self.connectors = nn.ModuleDict()
         for name, pair, teacher in wanted:
             source = trained[teacher]  # `check_terms` refuses features of a mixture
@@ -118,7 +118,7 @@ class Student(nn.Module):
             model.take_head_of(trained[model.teacher].model, taps)
 
     def _connect(self, pair: Pair, teacher: str, width: int, source: "Teacher") -> None:
-        key = _key(pair, teacher)
+        key = pair_key(pair, teacher)
         if pair.connector is None or key in self.connectors:
             return
         if pair.connector.needs_head and pair.teacher != "clip":
@@ -243,7 +243,7 @@ class Objective(nn.Module):
         progress: float,
     ) -> Tensor:
         term = self.terms[name]
-        features = {pair.student_name: student.features[_key(pair, term.teacher)] for pair in term.loss.pairs()}
+        features = {pair.student_name: student.features[pair_key(pair, term.teacher)] for pair in term.loss.pairs()}
         extra = {one: self.learned[_own(name, one)] for one in term.loss.learned}
         if extra:
             extra["progress"] = torch.full((), progress, device=label.device)
@@ -489,7 +489,8 @@ def _number(clip: str) -> int:
     return int.from_bytes(hashlib.blake2b(clip.encode(), digest_size=7).digest(), "big")
 
 
-def _key(pair: Pair, teacher: str) -> str:
+def pair_key(pair: Pair, teacher: str) -> str:
+    """What the student's side of a pair is called in what `Student` returns, and the connector between them."""
     # A dot can't stand in a module's name.
     kind = "plain" if pair.connector is None else repr(pair.connector)
     kind = kind if pair.connector is None else f"{kind} to {pair.target}"

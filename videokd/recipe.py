@@ -156,6 +156,8 @@ class Recipe:
     """Steps between scores on the validation split."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
+    preflight: int = 2
+    """Batches on which the run is checked before its first step; 0 checks nothing."""
 
     def __post_init__(self) -> None:
         for name, term in self.objective.items():
@@ -170,6 +172,8 @@ class Recipe:
             raise ValueError(f"patience counts validations: at least 1, or None, got {self.patience}")
         if self.validate_every < 1 or self.checkpoint_every < 1:
             raise ValueError("validate_every and checkpoint_every count steps: at least 1")
+        if self.preflight < 0:
+            raise ValueError(f"preflight counts batches: 0 for none, not {self.preflight}")
         if self.seed < 0 or self.data.view_seed < 0:
             raise ValueError(f"seeds are not negative, got {self.seed} and {self.data.view_seed}")
         if not 0 <= self.audit <= 1:

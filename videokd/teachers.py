@@ -40,6 +40,11 @@ class Teacher:
         self.stored = stored
         self._memory: dict[tuple[str, int], dict[str, Tensor]] | None = {} if remember else None
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps its outputs."""
+        return self._memory is not None
+
     @torch.no_grad()
     def __call__(self, view: View | Tensor, ids: Sequence[str], views: Tensor) -> Outputs:
         """Targets for a batch of clips.

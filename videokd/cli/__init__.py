@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from videokd.cli import labelling, lists, looks, runs
+from videokd.cli import checking, labelling, lists, looks, runs
 from videokd.config import nearest
 from videokd.label import Stopped
 from videokd.processes import is_first
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 RECIPE_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "preflight": checking.preflight,
     "train": runs.train,
     "label": labelling.label,
     "taps": looks.taps,
@@ -39,6 +40,7 @@ USAGE = """\
 usage: videokd COMMAND
 
   quickstart            draw videos, train teacher, student alone and student distilled, compare them
+  preflight RECIPE      check a recipe on its first batches: teacher, classes, losses, time, memory, disk
   train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
   label RECIPE          store what a recipe's teachers say of its clips, for many runs to train on
   evaluate RUN          score a trained model on held-out videos

@@ -1,0 +1,255 @@
+"""Runs a recipe's first batches without learning from them, and says what they show."""
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from videokd.assembly import Assembly
+from videokd.contracts import Batch, Outputs, labelled
+from videokd.machine import seed_step
+from videokd.preflight import class_lists, terms
+from videokd.preflight import forecast as forecasts
+from videokd.preflight.forecast import Timed
+from videokd.preflight.report import Finding, Report, TeacherScore
+from videokd.teachers import Mixture, Teacher, all_targets
+
+ENOUGH_LABELLED = 64
+"""Clips from which an untrained teacher of a dozen classes is told from a weak one."""
+
+
+def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out: Path | None = None) -> Report:
+    """What the first batches of a run show; the run is left as it was, to the bit.
+
+    A step is computed as the run would, without the optimiser; then each term's gradient by itself.
+
+    Args:
+        made: the run, before its first step.
+        batches: how many to look at.
+        most: batches up to which teachers alone go on, until `ENOUGH_LABELLED` clips with a label were seen.
+        out: folder that the run is to be written to, for the disk it needs; None for the current one.
+
+    Raises:
+        ValueError: for a video that can't be read, unless `data.on_bad_video` says otherwise.
+    """
+    out = out or Path()
+    batches = min(batches, made.recipe.optim.steps)
+    if batches < 1:
+        raise ValueError(f"a preflight looks at one batch at least, not {batches}")
+    answers = {name: _Answers() for name in _judged(made)}
+    seen: list[dict[str, terms.Seen]] = []
+    timed: list[Timed] = []
+    skipped: list[str] = []
+    remembered = peak = 0
+    with _untouched(made):
+        loaded, loader = _loaded(made, batches)
+        for step in range(1, batches + 1):
+            # Taken out, so that at the last step memory is what it is in the run.
+            batch = loaded.pop(0)
+            skipped += batch.skipped
+            if not batch.id:
+                continue
+            if made.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(made.device)
+            targets, outputs, losses, seconds = _step(made, batch, step)
+            peak = forecasts.peak_memory(made.device)
+            timed.append(seconds)
+            progress = step / made.recipe.optim.steps
+            seen.append(terms.seen(made, batch, progress=progress, targets=targets, outputs=outputs, losses=losses))
+            made.student.zero_grad()
+            remembered = sum(_bytes(targets[name]) for name in _remembering(made)) // len(batch.id)
+            _listen(answers, targets, batch, len(made.clips.classes))
+        for batch in made.batches(range(batches, min(most or batches, made.recipe.optim.steps))):
+            if all(one.labelled >= ENOUGH_LABELLED for one in answers.values()):
+                break
+            if batch.id:
+                with torch.no_grad(), made.recipe.machine.autocast(made.device):
+                    _listen(answers, all_targets(made.teachers, batch), batch, len(made.clips.classes))
+        connections = terms.connections(made)
+
+    findings: list[Finding] = []
+    if skipped:
+        said = f"{len(skipped)} clips of these batches could not be read; the first: {skipped[0]}"
+        findings.append(Finding(level="warning" if seen else "error", what="videos", said=said))
+    if not seen:
+        return Report(batches=batches, findings=tuple(findings))
+    scored = []
+    for name, heard in answers.items():
+        score, found = _of_teacher(name, heard, made.clips.classes)
+        scored.append(score)
+        findings += found
+    term_scores = terms.scores(made.terms, seen)
+    findings += terms.findings(made.terms, seen, term_scores)
+    need = forecasts.forecast(made, timed, loader=loader, peak=peak, remembered=remembered, out=out)
+    findings += forecasts.findings(need, device=made.device, out=out)
+    return Report(
+        batches=batches,
+        findings=tuple(findings),
+        teachers=tuple(scored),
+        terms=term_scores,
+        connections=connections,
+        forecast=need,
+    )
+
+
+def check(made: Assembly, *, batches: int, out: Path | None = None, console: Console) -> Report:
+    """A preflight at the start of a run: prints warnings and how long it will take.
+
+    Raises:
+        ValueError: with what is wrong, if the verdict is "don't".
+    """
+    report = preflight(made, batches=batches, out=out)
+    for finding in report.findings:
+        if finding.level == "warning" or finding.what == "time":
+            console.print(f"preflight: {finding.said}")
+    if report.verdict == "don't":
+        wrong = "; ".join(finding.said for finding in report.at("error"))
+        raise ValueError(f"preflight: {wrong}; to run it all the same: --preflight 0")
+    return report
+
+
+@contextmanager
+def _untouched(made: Assembly) -> Iterator[None]:
+    """Leaves the student (weights, statistics, queues, gradients, modes), its weigher and the random state as they
+    were, whatever is done in between; there, the student is in train mode."""
+    student, objective = made.student, made.student.objective
+    tensors = [*student.parameters(), *student.buffers()]
+    before = [one.detach().clone() for one in tensors]
+    modes = [(module, module.training) for module in student.modules()]
+    weigher, weights = objective.weigher, objective.weights
+    # A copy, for a weigher counts in plain numbers too; what it shares with the model stays shared.
+    objective.weigher = copy.deepcopy(weigher, {id(one): one for one in weigher.shared})
+    on_gpu = made.device.type == "cuda"
+    random_state = torch.get_rng_state(), torch.cuda.get_rng_state(made.device) if on_gpu else None
+    student.train()
+    try:
+        yield
+    finally:
+        objective.weigher, objective.weights = weigher, weights
+        student.zero_grad()
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        for module, training in modes:
+            module.training = training
+        torch.set_rng_state(random_state[0])
+        if random_state[1] is not None:
+            torch.cuda.set_rng_state(random_state[1], made.device)
+
+
+def _loaded(made: Assembly, count: int) -> tuple[list[Batch], float]:
+    """The first batches, and in how many seconds one is made.
+
+    They come before anything is computed: what workers make meanwhile would not be seen, nor what they make ahead.
+    """
+    if made.clips.memory is not None:
+        for _ in made.batches(range(count)):
+            pass  # decoded once in a run: that is not the pace of its steps
+    started = time.perf_counter()
+    loaded, arrived = [], []
+    for batch in made.batches(range(count)):
+        loaded.append(batch)
+        arrived.append(_now(made.device))
+    # Workers start before the first one.
+    return loaded, (arrived[-1] - arrived[0]) / (count - 1) if count > 1 else arrived[0] - started
+
+
+def _step(made: Assembly, batch: Batch, step: int) -> tuple[dict[str, Outputs], Outputs, dict[str, Tensor], Timed]:
+    """What the loop computes at a step, up to the gradient; the graph stays."""
+    recipe, student = made.recipe, made.student
+    seed_step(recipe.seed, step)
+    times = [_now(made.device)]
+    with recipe.machine.autocast(made.device):
+        targets = all_targets(made.teachers, batch)
+        times.append(_now(made.device))
+        outputs = student(batch.clips["student"], batch.shuffled.get("student"))
+        times.append(_now(made.device))
+    losses = student.objective(outputs, targets, batch.label, ids=batch.id, progress=step / recipe.optim.steps)
+    if losses["total"].requires_grad:
+        losses["total"].backward(retain_graph=True)
+    times.append(_now(made.device))
+    taught, forward, rest = (after - before for before, after in pairwise(times))
+    return targets, outputs, losses, Timed(teacher=taught, student=forward + rest, forward=forward)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass
+class _Answers:
+    """What one teacher said of labelled clips."""
+
+    said: list[NDArray[np.int64]] = field(default_factory=list)
+    classes: list[NDArray[np.bool_]] = field(default_factory=list)
+    one_class: bool = True
+    """Whether every clip is of one class: neither mixed nor of several."""
+    broken: int = 0
+    """Clips of which its logits are not finite."""
+
+    @property
+    def labelled(self) -> int:
+        return sum(map(len, self.said))
+
+
+def _judged(made: Assembly) -> list[str]:
+    """The teachers whose classes a term follows, and the parts of mixtures; not those that are told the labels."""
+    followed = {term.teacher for term in made.terms.values() if term.needs_teacher_logits}
+    for name in list(followed):
+        mixture = made.teachers[name]
+        followed.update(mixture.of if isinstance(mixture, Mixture) else ())
+    return [
+        name
+        for name, one in made.teachers.items()
+        if name in followed and (isinstance(one, Mixture) or one.model.input is not None)
+    ]
+
+
+def _listen(answers: Mapping[str, _Answers], targets: Mapping[str, Outputs], batch: Batch, num_classes: int) -> None:
+    """Notes what each teacher says of the labelled clips of a batch; of mixed ones, both classes are right."""
+    label = batch.label
+    several = label.ndim == 2 and bool(((label > 0).sum(dim=1) > 1).any())
+    classes = label > 0 if label.ndim == 2 else F.one_hot(label.clamp(min=0), num_classes).bool()
+    for name, heard in answers.items():
+        logits, known = targets[name].logits, targets[name].known
+        assert logits is not None, "a term follows its classes"
+        rows = labelled(label) if known is None else labelled(label) & known
+        finite = logits.isfinite().all(dim=1)
+        heard.broken += int((rows & ~finite).sum())
+        heard.said.append(logits[rows & finite].argmax(dim=1).cpu().numpy())
+        heard.classes.append(classes[rows & finite].cpu().numpy())
+        heard.one_class &= not several
+
+
+def _of_teacher(name: str, heard: _Answers, classes: Sequence[str]) -> tuple[TeacherScore, list[Finding]]:
+    said, right = np.concatenate(heard.said), np.concatenate(heard.classes)
+    score = class_lists.score(name, said, right)
+    if heard.broken:
+        broken = f"what teacher {name!r} says of {heard.broken} clips is not finite: look at its weights"
+        return score, [Finding(level="error", what=f"teacher {name}", said=broken)]
+    findings = [class_lists.accuracy_finding(score)]
+    # Of several classes, none is the one that a wrong answer stands for.
+    if heard.one_class and (renamed := class_lists.renamed(right.argmax(axis=1), said)):
+        findings.append(class_lists.renaming_finding(name, renamed, classes))
+    return score, findings
+
+
+def _remembering(made: Assembly) -> list[str]:
+    return [name for name, one in made.teachers.items() if isinstance(one, Teacher) and one.remembers]
+
+
+def _bytes(outputs: Outputs) -> int:
+    parts = [part for one in outputs.features.values() for part in (one.values, one.times)]
+    return sum(part.nbytes for part in (*parts, outputs.logits, outputs.known) if part is not None)
