@@ -21,9 +21,7 @@ def bound_by(loader: float, teacher: float, student: float) -> str:
 
 
 _ADVICE = {
-    "loader": (
-        "the loader bounds the run: raise data.workers, up to the cores there are, or pack the set (`videokd data pack`)"
-    ),
+    "loader": ("the loader bounds the run: raise data.workers, up to the number of cores, or `videokd data pack`"),
     "teacher": (
         "the teacher bounds the run: store what it says (`videokd label`), or set data.views and the teacher's remember"
     ),

@@ -60,7 +60,8 @@ def accuracy_finding(found: TeacherScore) -> Finding:
     of a teacher that is at least so good, fewer than one in a hundred is called untrained, whatever their number.
     """
     what = f"teacher {found.teacher}"
-    rates = f"is right on {found.right} of {found.labelled} labelled clips, where chance is {found.chance:.0%}"
+    share = f" ({found.right / found.labelled:.0%})" if found.labelled else ""
+    rates = f"is right on {found.right} of {found.labelled} labelled clips{share}, where chance is {found.chance:.0%}"
     if found.p_value < LEVEL:
         return Finding(level="ok", what=what, said=f"teacher {found.teacher!r} {rates}")
     if not found.labelled:

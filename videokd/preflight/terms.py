@@ -14,7 +14,7 @@ from videokd.preflight.report import Connection, Finding, TermScore
 from videokd.teachers import Teacher, tap_shapes
 
 SMALLEST_SHARE = 0.01
-"""Under this share of the gradient a term is not noticed: less than what one batch's gradient differs from the next."""
+"""Under this share of the gradient what a teacher says is not noticed: batches differ by more."""
 LARGEST_SHARE = 0.95
 """Over this one, the others are not: together they turn the sum by less than 3 degrees."""
 
@@ -78,7 +78,8 @@ def scores(terms: Mapping[str, Term], batches: Sequence[Mapping[str, Seen]]) -> 
     """Every term over the batches, with its share of the gradient."""
     sizes = {}
     for name in terms:
-        norms = [one[name].weight * norm for one in batches if (norm := one[name].norm) is not None]
+        # Of the batches on which it says something: some may have no label.
+        norms = [one[name].weight * norm for one in batches if (norm := one[name].norm)]
         sizes[name] = fmean(norms) if norms else 0.0
     total = sum(sizes.values())
     found = []
@@ -122,7 +123,8 @@ def findings(
         elif term.weight == 0:
             yield Finding(level="ok", what=what, said=f"{who} has weight 0: it is logged, and nothing is learned")
         else:
-            yield _of_share(score, who, what, others=sum(one.weight > 0 for one in terms.values()) > 1)
+            others = sum(one.weight > 0 for one in terms.values()) > 1
+            yield _of_share(score, who, what, others=others, taught=term.loss.needs_teacher)
 
 
 def connections(made: Assembly) -> tuple[Connection, ...]:
@@ -168,13 +170,14 @@ def _zero(term: Term, who: str, what: str) -> Finding:
     return Finding(level="error", what=what, said=said)
 
 
-def _of_share(score: TermScore, who: str, what: str, *, others: bool) -> Finding:
+def _of_share(score: TermScore, who: str, what: str, *, others: bool, taught: bool) -> Finding:
     share = score.share or 0.0
     said = f"{who} is {score.value:.3g}"
     if not others:
         return Finding(level="ok", what=what, said=f"{said}, and the only term with a weight")
     said += f" and makes {_percent(share)} of the gradient at weight {score.weight:.3g}"
-    if share < SMALLEST_SHARE:
+    # Labels may well count for little: a student can do without them.
+    if taught and share < SMALLEST_SHARE:
         return Finding(level="warning", what=what, said=f"{said}: too little to be noticed; raise its weight")
     if share > LARGEST_SHARE:
         return Finding(level="warning", what=what, said=f"{said}: the others hardly count; lower its weight")
