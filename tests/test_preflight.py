@@ -367,7 +367,7 @@ def test_the_command_prints_a_verdict_and_returns_it(
     captured = capsys.readouterr()
     assert "wrong:\n  teacher 'teacher' is right on" in captured.out
     assert "frames, difference" in captured.out
-    assert captured.err == "videokd: error: don't: teacher teacher\n"
+    assert captured.err == "videokd: error: verdict: don't, because of teacher teacher\n"
     assert main(["preflight"]) == 1
     assert "usage: videokd preflight RECIPE" in capsys.readouterr().err
     assert main(["preflight", "--help"]) == 0

@@ -53,7 +53,7 @@ def preflight(arguments: Sequence[str]) -> None:
     report = run_preflight(made, batches=command.batches, most=_TEACHER_BATCHES * command.batches, out=command.out)
     _print(report)
     if report.verdict == "don't":
-        raise ValueError(f"don't: {', '.join(finding.what for finding in report.at('error'))}")
+        raise ValueError(f"verdict: don't, because of {', '.join(finding.what for finding in report.at('error'))}")
     CONSOLE.print(f"Verdict: {report.verdict}.")
 
 
@@ -65,7 +65,7 @@ def _print(report: Report) -> None:
         shapes = ("terms", "student", "T, H, W, C", "teacher", "T, H, W, C", "compared", "connector", "params")
         rows = [_connection_row(one) for one in report.connections]
         CONSOLE.print(terminal_table(shapes, rows, title="taps", justify="left"))
-    for level, title in (("ok", "in order"), ("warning", "look at these"), ("error", "wrong")):
+    for level, title in (("error", "wrong"), ("warning", "look at these"), ("ok", "in order")):
         found = [finding for finding in report.findings if finding.level == level]
         if found:
             CONSOLE.print(f"{title}:")

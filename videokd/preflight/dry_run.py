@@ -69,12 +69,13 @@ def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out:
             made.student.zero_grad()
             remembered = sum(_bytes(targets[name]) for name in _remembering(made)) // len(batch.id)
             _listen(answers, targets, batch, len(made.clips.classes))
-        for batch in made.batches(range(batches, min(most or batches, made.recipe.optim.steps))):
-            if all(one.labelled >= ENOUGH_LABELLED for one in answers.values()):
-                break
+        more = range(batches, min(most or batches, made.recipe.optim.steps))
+        for batch in made.batches(more) if more and _too_few(answers) else ():
             if batch.id:
                 with torch.no_grad(), made.recipe.machine.autocast(made.device):
                     _listen(answers, all_targets(made.teachers, batch), batch, len(made.clips.classes))
+            if not _too_few(answers):
+                break
         connections = terms.connections(made)
 
     findings: list[Finding] = []
@@ -202,6 +203,10 @@ class _Answers:
     @property
     def labelled(self) -> int:
         return sum(map(len, self.said))
+
+
+def _too_few(answers: Mapping[str, _Answers]) -> bool:
+    return any(one.labelled < ENOUGH_LABELLED for one in answers.values())
 
 
 def _judged(made: Assembly) -> list[str]:

@@ -15,8 +15,8 @@ from videokd.teachers import Teacher, tap_shapes
 
 SMALLEST_SHARE = 0.01
 """Under this share of the gradient what a teacher says is not noticed: batches differ by more."""
-LARGEST_SHARE = 0.95
-"""Over this one, the others are not: together they turn the sum by less than 3 degrees."""
+LARGEST_SHARE = 0.98
+"""Over this one, about fifty times all others together, they hardly count."""
 
 Gradient = list[Tensor | None]
 """Of every parameter of the student's model; None where it does not reach."""
