@@ -33,7 +33,6 @@ FLOORS = {
     "norms": 1,
     "processes": 0,
     "disk": 0,
-    "stopwatch": 1,
     "stopping": 5,
     "tally": 1,
     "checkpoint": 2,

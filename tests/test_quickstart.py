@@ -14,7 +14,7 @@ from videokd.recipe import load
 from videokd.train import Interrupted
 
 QUIET = Console(quiet=True)
-TINY = Scale(train=48, labelled=24, val=12, test=24, teacher_steps=3, student_steps=3)
+TINY = Scale(train=48, labelled=24, val=12, test=24, teacher_steps=3, student_steps=3, preflight=0)
 
 
 @pytest.fixture(scope="module")

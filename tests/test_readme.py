@@ -72,7 +72,7 @@ def test_the_loss_of_ones_own_trains_and_is_saved_with_its_run(drawn_set: Path, 
         'recipe = replace(kd, objective={**kd.objective, "sure": Term(loss=Sureness(), weight=2.0)})\n'
     )
     (tmp_path / "mine.py").write_text(recipe, encoding="utf-8")
-    shared = ["--data.path", str(drawn_set), "--data.val-split", "None", "--optim.steps", "2"]
+    shared = ["--data.path", str(drawn_set), "--data.val-split", "None", "--optim.steps", "2", "--preflight", "0"]
     shared += ["--teachers.teacher.checkpoint", str(tmp_path / "teacher"), "--objective.sure.loss.power", "1"]
     assert main(["train", str(tmp_path / "mine.py"), "--out", str(tmp_path / "run"), *shared]) == 0
     (row,) = [row for row in read_metrics(tmp_path / "run") if "total" in row]

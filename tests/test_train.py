@@ -74,7 +74,8 @@ def alone(drawn_set: Path) -> Recipe:
     recipe = load("quickstart/alone.py")
     data = replace(recipe.data, path=str(drawn_set), batch_size=6, val_split=None)
     student = CompactShift(width=4, input=recipe.student.input)
-    return replace(recipe, data=data, student=student, optim=replace(recipe.optim, steps=8), checkpoint_every=3)
+    optim = replace(recipe.optim, steps=8)
+    return replace(recipe, data=data, student=student, optim=optim, checkpoint_every=3, preflight=0)
 
 
 @pytest.fixture(scope="session")
@@ -102,11 +103,12 @@ def equal(one: Path, other: Path) -> bool:
 
 
 def test_a_distilled_run_leaves_a_plain_student_its_recipe_and_its_log(distilled: Recipe, tmp_path: Path) -> None:
-    recipe = replace(distilled, data=replace(distilled.data, val_split="val"), validate_every=4)
+    recipe = replace(distilled, data=replace(distilled.data, val_split="val"), validate_every=4, preflight=1)
     summary = train(recipe, tmp_path / "run", console=QUIET)
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         "recipe.json",
+        "preflight.json",
         "metrics.jsonl",
         "summary.json",
         "model.json",

@@ -43,6 +43,8 @@ class Scale:
     test: int = 1200
     teacher_steps: int = 700
     student_steps: int = 800
+    preflight: int = 2
+    """Batches on which each run is checked first; 0 for trials too small for their teacher to learn anything."""
 
 
 FAST = Scale(train=600, labelled=180, val=60, test=600, teacher_steps=450, student_steps=500)
@@ -88,7 +90,7 @@ def quickstart(
         lists = {"same-data": full, "transfer-set": _withhold_labels(full, scale.labelled)}
 
     memory = FrameMemory()
-    teacher_recipe = _sized(_shipped("teacher"), full, steps=scale.teacher_steps, machine=machine)
+    teacher_recipe = _sized(_shipped("teacher"), full, steps=scale.teacher_steps, scale=scale, machine=machine)
     console.print("Training the teacher")
     clock.add("teacher", _run(teacher_recipe, out / "teacher", resume, memory=memory, console=console))
 
@@ -103,7 +105,7 @@ def quickstart(
         for seed in range(seeds):
             for arm, recipe in recipe_of.items():
                 console.print(f"Training the student {arm}, {name} regime, seed {seed}")
-                recipe = _sized(recipe, lists[name], steps=scale.student_steps, machine=machine)
+                recipe = _sized(recipe, lists[name], steps=scale.student_steps, scale=scale, machine=machine)
                 if recipe.teachers:
                     source = TrainedTeacher(checkpoint=str(out / "teacher"), remember=True)
                     recipe = replace(recipe, teachers={"teacher": source})
@@ -238,10 +240,9 @@ def _shipped(name: str) -> Recipe:
     return load(configs_folder() / "quickstart" / f"{name}.py")
 
 
-def _sized(recipe: Recipe, videos: Path, *, steps: int, machine: Machine) -> Recipe:
-    return replace(
-        recipe, data=replace(recipe.data, path=str(videos)), optim=replace(recipe.optim, steps=steps), machine=machine
-    )
+def _sized(recipe: Recipe, videos: Path, *, steps: int, scale: Scale, machine: Machine) -> Recipe:
+    data, optim = replace(recipe.data, path=str(videos)), replace(recipe.optim, steps=steps)
+    return replace(recipe, data=data, optim=optim, machine=machine, preflight=scale.preflight)
 
 
 def _run(recipe: Recipe, folder: Path, resume: bool, **shared: Any) -> float:

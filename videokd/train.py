@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from videokd import recipe as recipes
-from videokd.assembly import assemble
+from videokd.assembly import Assembly, assemble
 from videokd.averaging import WeightAverage
 from videokd.checkpoint import State
 from videokd.clips.dataset import ClipDataset, FrameMemory
@@ -31,6 +31,7 @@ from videokd.machine import seed_step, terminal
 from videokd.models import Model, save_model
 from videokd.models.cost import cost
 from videokd.norms import synchronise_norms
+from videokd.preflight import Report, check
 from videokd.processes import (
     is_distributed,
     is_first,
@@ -45,12 +46,14 @@ from videokd.processes import (
 from videokd.recipe import Recipe
 from videokd.run_folder import RunFolder, read_metrics
 from videokd.stopping import Finite, NotFiniteError, Stop, Validations
-from videokd.stopwatch import Stopwatch
 from videokd.tally import Tally
 from videokd.teachers import Mixture, Teacher, all_targets
+from videokd.timing import Stopwatch, bound_by
 from videokd.weighting import FixedWeights
 
 LOG_EVERY = 10  # steps
+_WORTH_TELLING = 60.0
+"""Seconds that a run must still take for a word about what bounds it."""
 
 
 class Interrupted(Exception):
@@ -130,9 +133,12 @@ def _train(
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.machine.precision == "fp16")
     average = None if recipe.optim.ema is None else WeightAverage(model, recipe.optim.ema)
     state = State(student, optimizer, scaler, average)
+    report = None if resume or not recipe.preflight else _preflight(made, run.path, console)
     # Everything that could be refused has been: from here on there is a run.
     if is_first():
         run.begin()
+        if report is not None:
+            write_text(run.path / "preflight.json", json.dumps(report.as_plain(), indent=2) + "\n")
         if not begun and any(made.taken.values()):
             write_text(run.fitted_path, json.dumps(to_plain(made.terms), indent=2) + "\n")
     wait_for_all()
@@ -153,7 +159,7 @@ def _train(
         term.warmup or term.decay for term in made.terms.values()
     )
     learn: nn.Module | None = None
-    frozen, row = False, dict[str, float]()
+    told, frozen, row = False, False, dict[str, float]()
     student.train()
     with Stop() as stop, progress_bar(console) as progress, _saving_on_bad_data(run, state):
         bar = progress.add_task(run.path.name, total=steps, completed=state.step, detail="")
@@ -185,6 +191,10 @@ def _train(
                     average.update(model)
 
             state.step, last = step, step == steps
+            if not told and (shares := watch.per_step()) is not None:
+                told = True
+                if sum(shares.values()) * (steps - step) > _WORTH_TELLING:
+                    console.print(f"{run.path.name}: {bound_by(**shares)}")
             if step % LOG_EVERY == 0 or last:
                 tally.check_sound()
                 row = _row(losses, right) | {"lr": lr, "grad_norm": norm.item()}
@@ -247,6 +257,18 @@ def _train(
         run.checkpoint_path.unlink(missing_ok=True)
     wait_for_all()
     return summary
+
+
+def _preflight(made: Assembly, out: Path, console: Console) -> Report:
+    """What preflight found; if it is an error in any process, an error in all."""
+    wrong: ValueError | None = None
+    try:
+        report = check(made, batches=made.recipe.preflight, out=out, console=console)
+    except ValueError as error:
+        wrong = error
+    if largest_of_all(int(wrong is not None)):
+        raise wrong or ValueError("preflight found an error in another process")
+    return report
 
 
 def _distributed(step: Step) -> nn.Module:
