@@ -37,6 +37,8 @@ FLOORS = {
     "tally": 1,
     "checkpoint": 2,
     "timing": 1,
+    "environment": 1,
+    "progress": 1,
     "contracts": 0,
     "config": 0,
 }

@@ -1,22 +1,18 @@
 """Commands that show what there is: models, losses, taps, this machine."""
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import av
-import torch
 import tyro
 from rich.progress import track
 
-import videokd
 from videokd import recipe as recipes
 from videokd.assembly import parties
 from videokd.cli.options import CONSOLE, wants_usage
 from videokd.clips.backends import Backend, require
 from videokd.distill import check_taps
+from videokd.environment import EXTRAS, PACKAGES, environment
 from videokd.models import Model, catalogue
 from videokd.models.cost import cost
 from videokd.models.own import OwnModel
@@ -115,23 +111,21 @@ def losses(name: tyro.conf.Positional[str | None] = None) -> None:
 
 def doctor() -> None:
     """Says what works on this machine."""
-    rows = [("videokd", videokd.__version__), ("Python", f"{platform.python_version()} on {platform.platform()}")]
-    for package in ("torch", "torchvision", "timm", "av", "numpy", "einops", "safetensors", "tyro"):
-        rows.append((package, importlib.metadata.version(package)))
-    for extra, package in (("hf", "transformers"), ("flow", "opencv-python-headless")):
-        try:
-            rows.append((package, importlib.metadata.version(package)))
-        except importlib.metadata.PackageNotFoundError:
-            rows.append((package, f"not installed: pip install 'videokd[{extra}]'"))
-    libraries = ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in av.library_versions.items())
-    rows.append(("FFmpeg libraries in av", libraries))
+    here = environment()
+    rows = [("videokd", here["videokd"]), ("Python", f"{here['python']} on {here['platform']}")]
+    rows += [(name, here["packages"].get(name, "missing")) for name in PACKAGES]
+    for package, extra in EXTRAS.items():
+        rows.append((package, here["packages"].get(package, f"not installed: pip install 'videokd[{extra}]'")))
+    rows.append(("FFmpeg libraries in av", ", ".join(f"{name} {version}" for name, version in here["ffmpeg"].items())))
     decoders = ("h264", "hevc", "vp9", "av1", "mpeg4")
     rows.append(("decoders", ", ".join(name for name in decoders if name in av.codecs_available)))
     for backend in get_args(Backend):
         rows.append((f"reads videos: {backend}", _works(backend)))
-    rows.append(("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"))
-    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    rows.append(("GPU", ", ".join(names) or "none: everything runs on the CPU"))
+    cpu, gpu = here["cpu"], here["gpu"]
+    rows.append(("CPU", f"{cpu['model']}: {cpu['usable_cores']} cores, {cpu['torch_threads']} torch threads"))
+    rows.append(("GPU", ", ".join(gpu["names"]) if gpu else "none: everything runs on the CPU"))
+    if gpu:
+        rows.append(("CUDA", f"{gpu['cuda']}, driver {gpu['driver']}, cuDNN {gpu['cudnn']}"))
     CONSOLE.print(terminal_table(("what", "here"), rows, justify="left"))
 
 
