@@ -39,6 +39,7 @@ FLOORS = {
     "timing": 1,
     "environment": 1,
     "progress": 1,
+    "tracking": 2,
     "contracts": 0,
     "config": 0,
 }

@@ -23,6 +23,7 @@ from videokd.machine import Machine
 from videokd.models import ModelConfig
 from videokd.optim import Optimizer
 from videokd.teachers import Mixture
+from videokd.tracking import Track
 from videokd.weighting import FixedWeights, Weighting
 
 
@@ -158,6 +159,8 @@ class Recipe:
     """Steps between checkpoints."""
     preflight: int = 2
     """Batches on which the run is checked before its first step; 0 checks nothing."""
+    track: tuple[Track, ...] = ()
+    """Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow"."""
 
     def __post_init__(self) -> None:
         for name, term in self.objective.items():
@@ -174,6 +177,8 @@ class Recipe:
             raise ValueError("validate_every and checkpoint_every count steps: at least 1")
         if self.preflight < 0:
             raise ValueError(f"preflight counts batches: 0 for none, not {self.preflight}")
+        if len(set(self.track)) < len(self.track):
+            raise ValueError(f"track names a tracker twice: {', '.join(self.track)}")
         if self.seed < 0 or self.data.view_seed < 0:
             raise ValueError(f"seeds are not negative, got {self.seed} and {self.data.view_seed}")
         if not 0 <= self.audit <= 1:
