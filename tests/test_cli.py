@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,11 @@ def test_train_evaluate_compare(trained: Path, capsys: pytest.CaptureFixture[str
     assert "trained on 24 of these 24 clips" in capsys.readouterr().out
     assert run("evaluate", trained) == 0
     assert run("compare", trained, trained) == 0
-    assert "MMAC/clip" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "MMAC/clip" in said
+    assert "No difference in recipe." in said
+    assert "No difference in results." in said
+    assert ("No difference in environment." in said) == (trained / "environment.json").is_file()
 
 
 def test_compare_pairs_the_arms(
@@ -72,8 +77,62 @@ def test_compare_pairs_the_arms(
     said = capsys.readouterr().out
     assert "student distilled" in said
     assert "Distilled - alone, paired by seed" in said
-    assert "Recipe fields that differ" in said
-    assert "objective.soft: None (teacher, alone); SoftTargets (distilled)" in said
+    assert re.search(r"what differs +┃ teacher +┃ alone +┃ distilled", said)
+    assert re.search(r"objective\.soft +│ None +│ None +│ SoftTargets ", said)
+    assert re.search(r"last loss: soft +│ \? ", said) is None
+    assert re.search(r"last loss: soft +│ +│ +│ [0-9.]+ ", said)
+
+
+def test_compare_takes_runs_that_are_not_finished_or_not_evaluated(
+    trained: Path, drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = ("--data.path", drawn_set, "--optim.steps", "20", "--student.width", "4", "--data.val-split", "None")
+    assert run("train", "quickstart/alone.py", "--out", tmp_path / "other", *longer) == 0
+    for name in ("model.json", "summary.json"):
+        (tmp_path / "other" / name).unlink()
+    rows = (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "other" / "metrics.jsonl").write_text(rows[0] + "\n")
+    capsys.readouterr()
+    assert run("compare", trained, tmp_path / "other") == 0
+    said = capsys.readouterr().out
+    assert f"No test scores (videokd evaluate RUN makes them): {trained}\n" in said
+    assert f"{tmp_path / 'other'} is not finished: 10 of 20 steps\n" in said
+    assert re.search(r"optim\.steps +│ 3 +│ 20 ", said)
+    assert re.search(r"steps +│ 3 +│ 10 ", said)
+    assert "MMAC/clip" not in said
+
+
+def test_runs_scored_on_different_clips_are_compared_all_the_same(
+    trained: Path, drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ("--data.path", drawn_set, "--optim.steps", "3", "--student.width", "8", "--data.val-split", "None")
+    assert run("train", "quickstart/alone.py", "--out", tmp_path / "other", *other) == 0
+    assert run("evaluate", trained) == 0
+    assert run("evaluate", tmp_path / "other", "--split", "train") == 0
+    capsys.readouterr()
+    assert run("compare", trained, tmp_path / "other") == 0
+    said = capsys.readouterr().out
+    assert "The runs were scored on different clips, no scores shown" in said
+    assert "MMAC/clip" not in said
+    assert re.search(r"student\.width +│ 4 +│ 8 ", said)
+
+
+def test_gains_that_can_not_be_told_do_not_hide_the_rest(
+    trained: Path, drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--data.path", drawn_set, "--optim.steps", "3", "--student.width", "4", "--data.val-split", "None")
+    checkpoint = ("--teachers.teacher.checkpoint", trained)
+    assert run("train", "quickstart/distilled.py", "--out", tmp_path / "distilled", *shared, *checkpoint) == 0
+    shutil.copytree(trained, tmp_path / "twin")
+    runs = [trained, tmp_path / "twin", tmp_path / "distilled"]
+    for folder in runs:
+        assert run("evaluate", folder) == 0
+    capsys.readouterr()
+    assert run("compare", *runs) == 0
+    said = capsys.readouterr().out
+    assert "What distillation gained is not shown: " in said
+    assert "could both be paired" in said
+    assert re.search(r"objective\.soft +│ None +│ None +│ SoftTargets ", said)
 
 
 def test_train_resumes_by_its_folder_alone(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +182,7 @@ def test_doctor_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
         (["models", "--clips", "0"], "at least 1, got 0 and 3"),
         (["train", "own_videos/alon.py"], "did you mean 'own_videos/alone.py'?"),
         (["compare"], "name at least one run"),
-        (["compare", "nowhere"], "videokd evaluate nowhere"),
+        (["compare", "nowhere"], "nowhere holds no run"),
     ],
 )
 def test_a_wrong_command_is_one_clear_line(

@@ -44,7 +44,7 @@ usage: videokd COMMAND
   train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
   label RECIPE          store what a recipe's teachers say of its clips, for many runs to train on
   evaluate RUN          score a trained model on held-out videos
-  compare RUN...        evaluated runs beside each other
+  compare RUN...        runs beside each other: scores, gains, and what differs
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
   losses [NAME]         the losses and weightings, with papers and defaults
   models                the built-in architectures: parameters and cost

@@ -18,8 +18,9 @@ from videokd.evaluate import evaluate as evaluate_model
 from videokd.machine import Machine
 from videokd.processes import is_first
 from videokd.recipe import Recipe
-from videokd.report.comparison import arms, differing_recipes, read_evaluation, trios, write_evaluation
-from videokd.report.tables import COLUMNS, arm_rows, gain_lines, terminal_table
+from videokd.report.comparison import EVALUATION, arms, read_evaluation, trios, write_evaluation
+from videokd.report.differences import difference_rows, read_run
+from videokd.report.tables import COLUMNS, arm_rows, gain_lines, sectioned_table, terminal_table
 from videokd.train import train as train_recipe
 
 
@@ -163,16 +164,42 @@ def evaluate(
 
 
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Prints evaluated runs beside each other, what distillation gained, and the recipe fields that differ.
+    """Prints runs beside each other: test scores, what distillation gained, and what differs in recipe, environment,
+    losses, validation and speed.
 
     Args:
-        runs: Folders of runs; run `videokd evaluate` on each of them first.
+        runs: Folders of runs, finished or not. `videokd evaluate` adds test scores.
     """
     if not runs:
         raise ValueError("name at least one run folder")
+    records = [read_run(run) for run in runs]
+    _print_scores([run for run in runs if (run / EVALUATION).is_file()])
+    unscored = [str(one.path) for one in records if one.finished and not (one.path / EVALUATION).is_file()]
+    if unscored:
+        CONSOLE.print(f"No test scores (videokd evaluate RUN makes them): {', '.join(unscored)}")
+    for one in records:
+        if not one.finished:
+            CONSOLE.print(f"{one.path} is not finished: {one.steps}")
+        for name, plain in (("recipe", one.recipe), ("environment", one.environment)):
+            if not plain:
+                CONSOLE.print(f"{one.path} has no {name}.json to compare")
+    sections = difference_rows(records)
+    if any(sections.values()):
+        names = [run.name for run in runs]
+        heads = names if len(set(names)) == len(names) else [str(run) for run in runs]
+        CONSOLE.print(sectioned_table(("what differs" if len(runs) > 1 else "run", *heads), sections))
+    for section in ("recipe", "environment", "results"):
+        known = [one for one in records if getattr(one, section)]
+        if len(known) > 1 and not sections[section]:
+            CONSOLE.print(f"No difference in {section}.")
+
+
+def _print_scores(runs: Sequence[Path]) -> None:
+    """Scores on the test clips, and what distillation gained, of runs that are evaluated."""
     found = {str(run): read_evaluation(run) for run in runs}
     if len({(one["list"], one["split"], *sorted(one["predicted"])) for one in found.values()}) > 1:
-        raise ValueError("the runs were scored on different clips: evaluate them on one list and split")
+        CONSOLE.print("The runs were scored on different clips, no scores shown: evaluate them on one list and split")
+        return
     rows = [
         (
             name,
@@ -183,24 +210,20 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         )
         for name, one in found.items()
     ]
-    CONSOLE.print(terminal_table(("run", "top-1 %", "shuffled %", "params", "MMAC/clip"), rows))
+    if rows:
+        CONSOLE.print(terminal_table(("run", "top-1 %", "shuffled %", "params", "MMAC/clip"), rows))
     for name, one in found.items():
         debt = {"scored": len(one["skipped"]), "trained on": one.get("skipped_in_training") or 0}
         if any(debt.values()):
             CONSOLE.print(f"{name}: not {' and not '.join(f'{how}: {n} videos' for how, n in debt.items() if n)}")
-    for teacher, alone, distilled in trios(runs):
-        report = arms(teacher, alone, distilled)
-        CONSOLE.print(terminal_table(COLUMNS, arm_rows(report), title=f"{len(alone)} paired seeds"))
-        for line in gain_lines(report):
-            CONSOLE.print(line)
-    fields = differing_recipes(runs)
-    if fields:
-        CONSOLE.print("\nRecipe fields that differ:")
-    for name, values in fields.items():
-        holders: dict[str, list[str]] = {}
-        for run, value in zip(runs, values, strict=True):
-            holders.setdefault(_short(value), []).append(run.name)
-        CONSOLE.print(f"  {name}: " + "; ".join(f"{value} ({', '.join(names)})" for value, names in holders.items()))
+    try:
+        for teacher, alone, distilled in trios(runs):
+            report = arms(teacher, alone, distilled)
+            CONSOLE.print(terminal_table(COLUMNS, arm_rows(report), title=f"{len(alone)} paired seeds"))
+            for line in gain_lines(report):
+                CONSOLE.print(line)
+    except ValueError as error:
+        CONSOLE.print(f"What distillation gained is not shown: {error}")
 
 
 def _plain_recipe(run: Path) -> Any:
@@ -229,10 +252,3 @@ def _trained_on(run: Path, scored: Manifest) -> int:
         return 0
     trained = {video.path.resolve() for video in _own_list(run).split(data["train_split"]).videos}
     return sum(video.path.resolve() in trained for video in scored.videos)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "loss" in value:
-        value = value["loss"]
-    text = str(value["type"]).rpartition(":")[2] if isinstance(value, dict) and "type" in value else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

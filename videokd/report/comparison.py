@@ -116,16 +116,6 @@ def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]
     return list(groups.values())
 
 
-def differing_recipes(runs: Sequence[str | Path]) -> dict[str, list[Any]]:
-    """Dotted field name -> its value in every run, for the recipe fields in which any differs from the first."""
-    plain = []
-    for run in runs:
-        path = Path(run) / "recipe.json"
-        plain.append(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
-    names = dict.fromkeys(name for other in plain[1:] for name in differing_fields(plain[0], other))
-    return {name: [_at(recipe, name) for recipe in plain] for name in names}
-
-
 def _arm(runs: Sequence[Mapping[str, Any]], *, teacher: Mapping[str, Any]) -> dict[str, Any]:
     top1 = [run["top1"] for run in runs]
     return {
@@ -149,9 +139,3 @@ def _setting(recipe: Recipe) -> tuple[object, ...]:
     """What the two runs of a pair have in common."""
     student = recipe.student.student if isinstance(recipe.student, SimKD) else recipe.student
     return student, recipe.optim, recipe.seed, replace(recipe.data, unlabelled_per_batch=0)
-
-
-def _at(plain: Any, name: str) -> Any:
-    for key in name.split("."):
-        plain = plain.get(key) if isinstance(plain, Mapping) else None
-    return plain

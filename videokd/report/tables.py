@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 NAMES = {"teacher": "teacher", "alone": "student alone", "distilled": "student distilled"}
 COLUMNS = ("arm", "top-1 %", "shuffled %", "agree %", "params", "MMAC/clip")
@@ -63,6 +64,22 @@ def terminal_table(
         table.add_column(column, justify="left" if number == 0 else justify, no_wrap=number == 0 and short)
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def sectioned_table(columns: Sequence[str], sections: Mapping[str, Sequence[Sequence[str]]]) -> Table:
+    """A table of text for a rich console, whose rows stand under the titles of their sections; empty ones are left
+    out. What is too long for its column goes on below."""
+    table = Table()
+    short = all(len(row[0]) <= 32 for rows in sections.values() for row in rows)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0 and short)
+    for title, rows in sections.items():
+        if rows:
+            table.add_section()
+            table.add_row(Text(title, style="bold"))
+        for row in rows:
+            table.add_row(f"  {row[0]}", *row[1:])
     return table
 
 
