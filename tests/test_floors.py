@@ -38,7 +38,7 @@ FLOORS = {
     "checkpoint": 2,
     "timing": 1,
     "environment": 1,
-    "progress": 1,
+    "progress": 2,
     "tracking": 2,
     "contracts": 0,
     "config": 0,

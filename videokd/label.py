@@ -1,7 +1,6 @@
 """Stores what a recipe's teachers say of so many views of every training clip, and checks what is stored."""
 
 import importlib.metadata
-import math
 import platform
 import shutil
 import time
@@ -33,7 +32,8 @@ from videokd.clips.order import ClipView
 from videokd.clips.shuffling import check_pieces, with_shuffled
 from videokd.contracts import Batch, Outputs
 from videokd.distill import check_terms
-from videokd.machine import progress, terminal
+from videokd.machine import terminal
+from videokd.progress import bar
 from videokd.recipe import Recipe
 from videokd.records import Contents, StoredType, encoded, record, spread, top_classes
 from videokd.store import (
@@ -49,6 +49,7 @@ from videokd.store import (
     shard_path,
 )
 from videokd.teachers import Mixture, Teacher, all_targets
+from videokd.timing import duration
 
 SLACK = {"fp32": 0.02, "bf16": 0.1}
 """How far a value may be off when it is computed again, beyond the rounding of what is stored, in units of the values'
@@ -297,8 +298,8 @@ def _said(work: _Work, batch: Batch) -> dict[str, Outputs]:
 
 def _compute(work: _Work, order: "_ViewsOf", writer: ShardWriter, *, top_k: int | None, console: Console) -> None:
     started, before, named = time.monotonic(), writer.done, set[str]()
-    with progress(console) as bars:
-        bar = bars.add_task(writer.path.name, total=writer.rows, completed=writer.done, detail="")
+    with bar(console) as bars:
+        task = bars.add_task(writer.path.name, total=writer.rows, completed=writer.done, detail="")
         for step, (pairs, batch) in enumerate(zip(order, _served(work, order), strict=True), start=1):
             for reason in batch.skipped:
                 if reason not in named:
@@ -312,8 +313,8 @@ def _compute(work: _Work, order: "_ViewsOf", writer: ShardWriter, *, top_k: int 
             writer.append(records)
             rate = (writer.done - before) / max(time.monotonic() - started, 1e-9)
             if step == 2 and writer.done < writer.rows:
-                console.print(f"about {_duration((writer.rows - writer.done) / rate)} to go, at {rate:.1f} clips/s")
-            bars.update(bar, completed=writer.done, detail=f"{rate:.1f} clips/s")
+                console.print(f"about {duration((writer.rows - writer.done) / rate)} to go, at {rate:.1f} clips/s")
+            bars.update(task, completed=writer.done, detail=f"{rate:.1f} clips/s")
 
 
 @dataclass(frozen=True)
@@ -432,11 +433,6 @@ def _made(recipe: Recipe) -> dict[str, Any]:
         "versions": {"videokd": importlib.metadata.version("videokd"), "python": platform.python_version(), **versions},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(math.ceil(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
 
 
 def _bytes(number: int) -> str:

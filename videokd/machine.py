@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from videokd.processes import local_rank, rank
 
@@ -72,20 +71,6 @@ def terminal() -> Console:
     # A pipe or a file has no width: tables are as wide as they need to be there, instead of cut to 80 columns.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240
     return Console(markup=False, highlight=False, soft_wrap=True, width=width)
-
-
-def progress(console: Console) -> Progress:
-    """A bar per task, on a terminal alone; each task has a field `detail`."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def seed_step(seed: int, step: int) -> None:

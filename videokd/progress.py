@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from videokd.timing import duration
+
 LINE_SECONDS = 30.0
 """Between two lines, where there is no terminal."""
 RATE_SECONDS = 60.0
@@ -105,20 +107,6 @@ class Display:
         if now > before and step < self._total:
             found.append(f"{duration((self._total - step) * (now - before) / (step - first))} left")
         return found if self._top1 is None else [*found, f"validation top-1 {self._top1:.1%}"]
-
-
-def duration(seconds: float) -> str:
-    """A time in words, to two places: "45 s", "6 min", "3 h 10 min", "2 d 4 h"."""
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"
 
 
 def bar(console: Console) -> Progress:

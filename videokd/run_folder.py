@@ -73,9 +73,9 @@ class RunFolder:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run has made steps here."""
-        there = self.checkpoint_path.is_file() or self.metrics_path.is_file()
-        return there and (self.path / "recipe.json").is_file()
+        """Whether a run began here: a recipe alone is none yet."""
+        recipe = self.path / "recipe.json"
+        return recipe.is_file() and bool(set(self.path.iterdir()) - {recipe})
 
     @property
     def is_finished(self) -> bool:

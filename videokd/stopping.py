@@ -75,6 +75,11 @@ class Validations:
         return max(self.rows, key=lambda row: row[self._key], default=None)
 
     @property
+    def last(self) -> dict[str, Any] | None:
+        """The last one."""
+        return self.rows[-1] if self.rows else None
+
+    @property
     def enough(self) -> bool:
         """Whether so many validations brought nothing that it is time to stop."""
         if self._patience is None or self.best is None:

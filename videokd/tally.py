@@ -1,19 +1,17 @@
-"""What a run did without, and how fast it is."""
+"""What a run did without."""
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
 from videokd.contracts import Batch, Sound
-from videokd.processes import is_first, of_all, world_size
+from videokd.processes import is_first, of_all
 
 
 class Tally:
-    """What a run did without, and how fast it is; a resumed run counts on.
+    """What a run did without; a resumed run counts on.
 
     Args:
         notes: what was counted before, as `notes` returned it.
@@ -27,9 +25,8 @@ class Tally:
         self._console = console
         self._skipped: dict[str, None] = dict.fromkeys(before.get("skipped", ()))
         self._silent: Counter[str] = Counter(before.get("silent", {}))
-        self._clips = self._clips_before = before.get("clips", 0)
+        self._clips: int = before.get("clips", 0)
         self._seconds_before = before.get("seconds", 0.0)
-        self._clock = _Clock()
         for reason in missing:
             self._name(reason)
 
@@ -55,23 +52,12 @@ class Tally:
                     "with sound"
                 )
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """The time in it is none of training's."""
-        with self._clock.stopped():
-            yield
+    def notes(self, seconds: float) -> dict[str, Any]:
+        """Of all processes, since the run began: plain data.
 
-    def rate(self) -> float:
-        """Clips a second, of all processes, since this part of the run began."""
-        clips: int = self._clips - self._clips_before
-        return clips * world_size() / self._clock.seconds()
-
-    def seconds(self) -> float:
-        """Of training, since this part of the run began."""
-        return self._clock.seconds()
-
-    def notes(self) -> dict[str, Any]:
-        """Of all processes, since the run began: plain data."""
+        Args:
+            seconds: that this part of the run has trained.
+        """
         skipped: dict[str, None] = {}
         silent: Counter[str] = Counter()
         clips = 0
@@ -79,26 +65,14 @@ class Tally:
             skipped |= their_skipped
             silent.update(their_silent)
             clips += their_clips
-        seconds = self._seconds_before + self._clock.seconds()
-        return {"skipped": list(skipped), "silent": dict(silent), "clips": clips, "seconds": seconds}
+        return {
+            "skipped": list(skipped),
+            "silent": dict(silent),
+            "clips": clips,
+            "seconds": self._seconds_before + seconds,
+        }
 
     def _name(self, reason: str) -> None:
         if reason not in self._skipped:
             self._skipped[reason] = None
             self._console.print(f"skipped: {reason}")
-
-
-class _Clock:
-    """Seconds since it was made, without those in `stopped`."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        return max(time.monotonic() - self._start, 1e-9)
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        before = time.monotonic()
-        yield
-        self._start += time.monotonic() - before

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
-from videokd.run_folder import write_text
+from videokd.disk import write_text
 
 Track = Literal["tensorboard", "wandb", "mlflow"]
 PROJECT = "videokd"

@@ -24,9 +24,9 @@ from videokd.config import from_plain, to_plain
 from videokd.contracts import Batch, Outputs, labelled
 from videokd.disk import write_text
 from videokd.distill import Step
+from videokd.environment import environment
 from videokd.evaluate import predict, scores
 from videokd.label import audit
-from videokd.machine import progress as progress_bar
 from videokd.machine import seed_step, terminal
 from videokd.models import Model, save_model
 from videokd.models.cost import cost
@@ -43,12 +43,14 @@ from videokd.processes import (
     wait_for_all,
     world_size,
 )
+from videokd.progress import Display, bar
 from videokd.recipe import Recipe
 from videokd.run_folder import RunFolder, read_metrics
 from videokd.stopping import Finite, NotFiniteError, Stop, Validations
 from videokd.tally import Tally
 from videokd.teachers import Mixture, Teacher, all_targets
 from videokd.timing import Stopwatch, bound_by
+from videokd.tracking import Tracked, require, trackers
 from videokd.weighting import FixedWeights
 
 LOG_EVERY = 10  # steps
@@ -94,6 +96,8 @@ def train(
         OSError: if the folder can't be written; the last checkpoint that could be stays.
         Interrupted: after Ctrl-C or SIGTERM.
     """
+    for one in recipe.track:
+        require(one)
     with joined(recipe.machine.find()):
         console = (console or terminal()) if is_first() else Console(quiet=True)
         path = Path(folder)
@@ -137,6 +141,7 @@ def _train(
     # Everything that could be refused has been: from here on there is a run.
     if is_first():
         run.begin()
+        write_text(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         if report is not None:
             write_text(run.path / "preflight.json", json.dumps(report.as_plain(), indent=2) + "\n")
         if not begun and any(made.taken.values()):
@@ -161,8 +166,18 @@ def _train(
     learn: nn.Module | None = None
     told, frozen, row = False, False, dict[str, float]()
     student.train()
-    with Stop() as stop, progress_bar(console) as progress, _saving_on_bad_data(run, state):
-        bar = progress.add_task(run.path.name, total=steps, completed=state.step, detail="")
+    with (
+        Stop() as stop,
+        trackers(
+            recipe.track if is_first() else (),
+            run.path,
+            name=run.path.name,
+            config=to_plain(recipe),
+            resume_step=state.step if resume else None,
+        ) as tracked,
+        Display(console, run.path.name, steps, state.step) as display,
+        _saving_on_bad_data(run, state),
+    ):
         for step, batch in enumerate(watch.waited(made.batches(range(state.step, steps))), start=state.step + 1):
             tally.add(batch, step)
             seed_step(recipe.seed, step)
@@ -191,35 +206,31 @@ def _train(
                     average.update(model)
 
             state.step, last = step, step == steps
-            if not told and (shares := watch.per_step()) is not None:
-                told = True
-                if sum(shares.values()) * (steps - step) > _WORTH_TELLING:
-                    console.print(f"{run.path.name}: {bound_by(**shares)}")
             if step % LOG_EVERY == 0 or last:
                 tally.check_sound()
                 row = _row(losses, right) | {"lr": lr, "grad_norm": norm.item()}
                 if weights_change:
                     row |= {f"weight.{name}": one.item() for name, one in student.objective.weights.items()}
-                if is_first():
-                    run.log({"step": step, **row})
-                progress.update(bar, detail=f"loss {row['total']:.3f}, {tally.rate():.0f} clips/s")
+                _log(run, tracked, step, row)
+            display.step(step, clips=len(batch.id) * world_size(), loss=row.get("total"))
+            if not told and (shares := watch.per_step()) is not None:
+                told = True
+                if sum(shares.values()) * (steps - step) > _WORTH_TELLING:
+                    console.print(f"{run.path.name}: {bound_by(**shares)}")
             if made.val_clips is not None and (step % recipe.validate_every == 0 or last):
-                with tally.stopped(), average.in_place_of(model) if average else nullcontext():
+                with display.stopped(), average.in_place_of(model) if average else nullcontext():
                     found = _validate(model, made.val_clips, recipe)
                     if validated.add(step, found) and recipe.keep == "best":
                         state.best = {name: one.detach().clone() for name, one in model.state_dict().items()}
-                if is_first():
-                    run.log({"step": step, **found})
+                _log(run, tracked, step, found)
+                display.validated(found["val_top1"])
                 if validated.enough and not last:
                     last = True
                     console.print(f"stopped at step {step}: {recipe.patience} validations without a new best")
-            if not console.is_terminal and (step % recipe.validate_every == 0 or last):
-                score = f", validation top-1 {validated.rows[-1]['val_top1']:.1%}" if validated.rows else ""
-                rate = f"{tally.rate():.0f} clips/s"
-                console.print(f"{run.path.name}: step {step}, loss {losses['total'].item():.3f}, {rate}{score}")
-            progress.update(bar, completed=step)
             if said or (step % recipe.checkpoint_every == 0 and not last):
-                _save(run, state, tally)
+                state.notes = tally.notes(display.seconds)
+                if is_first():
+                    run.save(state)
             if said and not last:
                 raise Interrupted(step, f"videokd train --resume {shlex.quote(str(run.path))}", number=stop.number)
             if last:
@@ -227,36 +238,46 @@ def _train(
         if wrong := finite.of_last_step():
             raise NotFiniteError(wrong)
 
-    if recipe.keep == "best" and state.best is not None:
-        model.load_state_dict(state.best)
-    elif average is not None:
-        model.load_state_dict(average.values)
-    chosen = validated.best if recipe.keep == "best" else next(iter(validated.rows[-1:]), None)
-    model.eval()
-    price, notes = cost(model), tally.notes()
-    summary: dict[str, Any] = {
-        "steps": state.step,
-        "seconds": notes["seconds"] + time.monotonic() - started - tally.seconds(),
-        "clips_per_second": notes["clips"] / notes["seconds"],
-        "params": price.params,
-        "macs": price.macs,
-        "val_top1": None if chosen is None else chosen["val_top1"],
-        "weights_of_step": chosen["step"] if recipe.keep == "best" and chosen else state.step,
-        "losses": {name: row[name] for name in ("total", *recipe.objective) if name in row},
-        "seconds_per_step": watch.per_step(),
-        "skipped": notes["skipped"],
-        "device": device.type,
-        "processes": world_size(),
-        "fitted": {f"{name}.{one}": value for name, fields in made.taken.items() for one, value in fields.items()},
-    }
-    if notes["silent"]:
-        summary["clips_without_sound"] = notes["silent"]
+        if recipe.keep == "best" and state.best is not None:
+            model.load_state_dict(state.best)
+        elif average is not None:
+            model.load_state_dict(average.values)
+        notes = tally.notes(display.seconds)
+        chosen = validated.best if recipe.keep == "best" else validated.last
+        summary: dict[str, Any] = {
+            "steps": state.step,
+            "seconds": notes["seconds"] + time.monotonic() - started - display.seconds,
+            "clips_per_second": notes["clips"] / notes["seconds"],
+            **_price(model),
+            "val_top1": None if chosen is None else chosen["val_top1"],
+            "weights_of_step": chosen["step"] if recipe.keep == "best" and chosen else state.step,
+            "losses": {name: row[name] for name in ("total", *recipe.objective) if name in row},
+            "seconds_per_step": watch.per_step(),
+            "skipped": notes["skipped"],
+            "device": device.type,
+            "processes": world_size(),
+            "fitted": {f"{name}.{one}": value for name, fields in made.taken.items() for one, value in fields.items()},
+        }
+        if notes["silent"]:
+            summary["clips_without_sound"] = notes["silent"]
+        tracked.finish(summary)
     if is_first():
         write_text(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         save_model(model, run.path)
         run.checkpoint_path.unlink(missing_ok=True)
     wait_for_all()
     return summary
+
+
+def _log(run: RunFolder, tracked: Tracked, step: int, row: Mapping[str, float]) -> None:
+    if is_first():
+        run.log({"step": step, **row})
+        tracked.log(step, row)
+
+
+def _price(model: Model[Any]) -> dict[str, int]:
+    found = cost(model.eval())
+    return {"params": found.params, "macs": found.macs}
 
 
 def _preflight(made: Assembly, out: Path, console: Console) -> Report:
@@ -339,11 +360,11 @@ def _row(losses: Mapping[str, Tensor], right: Tensor) -> dict[str, float]:
 
 
 def _fill(memory: FrameMemory, datasets: Sequence[ClipDataset], console: Console) -> None:
-    with progress_bar(console) as progress:
-        bar = progress.add_task("decoding", total=sum(map(len, datasets)), detail="")
+    with bar(console) as progress:
+        task = progress.add_task("decoding", total=sum(map(len, datasets)), detail="")
         for dataset in datasets:
             for _ in memory.fill(dataset):
-                progress.advance(bar)
+                progress.advance(task)
 
 
 def _validate(model: Model[Any], clips: ClipDataset, recipe: Recipe) -> dict[str, float]:
@@ -358,12 +379,6 @@ def _validate(model: Model[Any], clips: ClipDataset, recipe: Recipe) -> dict[str
         )
     )
     return {f"val_{name}": found[name] for name in ("top1", "mean_class_accuracy")}
-
-
-def _save(run: RunFolder, state: State, tally: Tally) -> None:
-    state.notes = tally.notes()
-    if is_first():
-        run.save(state)
 
 
 @contextmanager

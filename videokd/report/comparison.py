@@ -8,7 +8,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from videokd import recipe as recipes
-from videokd.config import differing_fields
 from videokd.disk import write_text
 from videokd.evaluate import MIN_GAP, agreement, gap_recovered, interval, standard_error
 from videokd.models import SimKD
