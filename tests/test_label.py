@@ -438,7 +438,7 @@ def test_a_mixture_is_of_what_is_stored_of_its_parts(
     second = TrainedTeacher(checkpoint=str(tmp_path / "second"), remember=True)
     teachers = {**recipe.teachers, "second": second, "both": Mixture(of=("teacher", "second"), weights="confidence")}
     terms = {"hard": Term(loss=CrossEntropy()), "soft": Term(loss=SoftTargets(), teacher="both")}
-    recipe = replace(recipe, teachers=teachers, objective=terms)
+    recipe = replace(recipe, teachers=teachers, objective=terms, preflight=0)
     online = losses(recipe, tmp_path / "online")
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "_store", lambda *_: pytest.fail("outputs on their way to the disk were kept"))

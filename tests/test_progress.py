@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from videokd.progress import Display, duration
+from videokd.progress import Display
 
 
 class Clock:
@@ -119,19 +119,3 @@ def test_a_terminal_gets_a_bar_and_no_lines() -> None:
     assert "1/4 loss 1.000, 0.7 clips/s, 3 min left, validation top-1 50.0%" in text
     assert "[runs]/x" in text
     assert "step 1/4" not in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (59.9, "1 min"),
-        (89, "1 min"),
-        (3599, "1 h 0 min"),
-        (11_400, "3 h 10 min"),
-        (187_200, "2 d 4 h"),
-    ],
-)
-def test_durations_are_said_to_two_places(seconds: float, said: str) -> None:
-    assert duration(seconds) == said

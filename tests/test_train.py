@@ -109,6 +109,7 @@ def test_a_distilled_run_leaves_a_plain_student_its_recipe_and_its_log(distilled
     assert {path.name for path in run.iterdir()} == {
         "recipe.json",
         "preflight.json",
+        "environment.json",
         "metrics.jsonl",
         "summary.json",
         "model.json",
