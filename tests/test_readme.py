@@ -41,7 +41,7 @@ def test_every_command_and_recipe_that_the_readme_names_is_there() -> None:
     )
     assert {"quickstart", "train", "evaluate", "compare"} <= commands
     assert all(command in USAGE for command in commands)
-    recipes = set(re.findall(r"\b(?:quickstart|own_videos|methods)/\w+\.py", README))
+    recipes = set(re.findall(r"\b(?:quickstart|own_videos|methods|chains)/\w+\.py", README))
     assert recipes
     assert all((configs_folder() / recipe).is_file() for recipe in recipes)
 
