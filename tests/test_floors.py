@@ -27,6 +27,7 @@ FLOORS = {
     "records": 1,
     "bank": 2,
     "optim": 2,
+    "acceleration": 1,
     "machine": 1,
     "run_folder": 3,
     "averaging": 1,

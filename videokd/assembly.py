@@ -364,7 +364,8 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
     logits = None if parts[0].logits is None else torch.cat([one.logits for one in parts if one.logits is not None])
     features = {
         tap: FeatureMap(
-            *(torch.cat([getattr(one.features[tap], side) for one in parts]) for side in ("values", "times"))
+            torch.cat([one.features[tap].values for one in parts]),
+            torch.cat([one.features[tap].times for one in parts]),
         )
         for tap in parts[0].features
     }

@@ -234,11 +234,41 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """When the steps of a map are, as far as the sampling alone tells: the same for every clip, and known on the host
+    without a look at the device that `FeatureMap.times` is on."""
+
+    sampling: Sampling
+    frames: int
+    """T, frames in the clip."""
+    centres: tuple[float, ...]
+    """Frame of the clip, counted from 0, on which each step is centred."""
+
+    @property
+    def unit(self) -> str:
+        """What `spacing` counts: two are comparable if they count the same."""
+        kinds = {Dense: "frames of the video", Timed: "seconds", Segments: "videos", Uniform: "videos"}
+        return kinds[type(self.sampling)]
+
+    @property
+    def spacing(self) -> float:
+        """From one step to the next, on average."""
+        if isinstance(self.sampling, Dense):
+            frame = float(self.sampling.stride)
+        elif isinstance(self.sampling, Timed):
+            frame = 1 / self.sampling.fps
+        else:
+            frame = 1 / self.frames
+        return frame * (self.centres[-1] - self.centres[0]) / max(len(self.centres) - 1, 1)
+
+
+@dataclass(frozen=True)
 class FeatureMap:
     """Features on a grid of time and space, whatever the family: class and register tokens are not part of it."""
 
     values: Tensor  # (B, T', H', W', C)
     times: Tensor  # (B, T'), seconds: the centre of each step
+    pace: Pace | None = None  # what of `times` is known without looking at them
 
     def __post_init__(self) -> None:
         if self.values.ndim != 5 or self.times.shape != self.values.shape[:2]:
@@ -251,12 +281,12 @@ class FeatureMap:
         """Averaged down to `grid`: "map" keeps all, "frames" averages space, "clip" averages space and time."""
         if grid == "map":
             return self
-        values, times = self.values, self.times
+        values, times, pace = self.values, self.times, self.pace
         if values.shape[2:4] != (1, 1):
             values = values.mean(dim=(2, 3), keepdim=True)
         if grid == "clip" and values.shape[1] > 1:
-            values, times = values.mean(dim=1, keepdim=True), times.mean(dim=1, keepdim=True)
-        return FeatureMap(values, times)
+            values, times, pace = values.mean(dim=1, keepdim=True), times.mean(dim=1, keepdim=True), None
+        return FeatureMap(values, times, pace)
 
 
 Grid = Literal["map", "frames", "clip"]
@@ -277,7 +307,7 @@ class Outputs:
         """Some of the clips: rows bool (B,) or int64 (N,)."""
         return Outputs(
             None if self.logits is None else self.logits[rows],
-            {tap: FeatureMap(found.values[rows], found.times[rows]) for tap, found in self.features.items()},
+            {tap: FeatureMap(one.values[rows], one.times[rows], one.pace) for tap, one in self.features.items()},
             None if self.known is None else self.known[rows],
             self.extra,
             None if self.clip is None else self.clip[rows],

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from videokd.bank import ClassVectors, Queue
 from videokd.config import nearest
-from videokd.contracts import Batch, FeatureMap, Grid, Outputs, View
+from videokd.contracts import Batch, FeatureMap, Grid, Outputs, Pace, View
 from videokd.losses import BinarySoftTargets, ClipwiseLoss, Head, Loss, Pair
 from videokd.losses.loss import in_range
 from videokd.models import Model
 from videokd.models.head import class_vectors, linear_head, looks_at_order
 from videokd.models.simkd import SimKDModel
 from videokd.processes import is_distributed, mean_over_processes, world_size
-from videokd.teachers import Mixture, Teacher, tap_shapes
+from videokd.teachers import Mixture, Teacher, tap_grids
 from videokd.weighting import ClipWeights, FixedWeights, Weighting, scheduled_weight
 
 _FINENESS: dict[Grid, int] = {"clip": 0, "frames": 1, "map": 2}
@@ -91,14 +91,16 @@ class Student(nn.Module):
         trained = {name: one for name, one in teachers.items() if isinstance(one, Teacher)}
         check_taps(terms, {"student": model, **{name: one.model for name, one in trained.items()}})
         wanted = [(name, pair, term.teacher) for name, term in terms.items() for pair in term.loss.pairs()]
-        shapes = tap_shapes(model, {pair.student for _, pair, _ in wanted})
+        grids = tap_grids(model, {pair.student for _, pair, _ in wanted})
         self.pairs: dict[str, Pair] = {pair_key(pair, teacher): pair for _, pair, teacher in wanted}
         self.connectors = nn.ModuleDict()
         for name, pair, teacher in wanted:
             source = trained[teacher]  # `check_terms` refuses features of a mixture
-            _check_grids(name, terms[name].loss, shapes[pair.student], source.shapes[pair.teacher])
-            self._connect(pair, teacher, shapes[pair.student][-1], source)
+            _check_grids(name, terms[name].loss, grids[pair.student].shape, source.shapes[pair.teacher])
+            self._connect(pair, teacher, grids[pair.student].shape[-1], source)
         self.objective = Objective(terms, teachers, weighting)
+        self.objective.paces = {"student": {tap: grid.pace for tap, grid in grids.items()}}
+        self.objective.paces |= {name: teacher.paces for name, teacher in trained.items()}
         # Not the module's own: they are the model's.
         self.objective.weigher.shared = list(model.parameters())
         for name, pair, teacher in wanted if self.objective.pieces else ():
@@ -170,6 +172,9 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.terms = dict(terms)
+        self._keys = {
+            name: [pair_key(pair, term.teacher) for pair in term.loss.pairs()] for name, term in terms.items()
+        }
         self.weigher = weighting.build(list(terms))
         self.learned = nn.ParameterDict(
             {
@@ -185,6 +190,8 @@ class Objective(nn.Module):
                 if not isinstance(source, Teacher):
                     raise ValueError(f"term {name!r} keeps features of teacher {term.teacher!r}, which is not given")
                 self.banks[_own(name, "bank")] = _bank(term.loss, source)
+        self.paces: Mapping[str, Mapping[str, Pace | None]] = {}
+        """Party -> tap -> what is known of its steps without looking at them."""
         self.weights: dict[str, Tensor] = {}
         """Of every term at the last step, all things considered."""
 
@@ -215,7 +222,8 @@ class Objective(nn.Module):
         if ids is not None and any(term.loss.tells_clips_apart for term in self.terms.values()):
             clip = torch.tensor([_number(one) for one in ids]).to(device, non_blocking=True)
         with torch.autocast(device.type, enabled=False):
-            found = {name: self._value(name, student, targets, label, clip, progress) for name in self.terms}
+            known = _KnownByBoth(student, targets)
+            found = {name: self._value(name, student, targets, label, clip, progress, known) for name in self.terms}
             for name, value in found.items():
                 if value.shape != ():
                     kind = type(self.terms[name].loss).__name__
@@ -241,21 +249,34 @@ class Objective(nn.Module):
         label: Tensor,
         clip: Tensor | None,
         progress: float,
+        known: "_KnownByBoth",
     ) -> Tensor:
         term = self.terms[name]
-        features = {pair.student_name: student.features[pair_key(pair, term.teacher)] for pair in term.loss.pairs()}
+        pairs = term.loss.pairs()
+        features = {
+            pair.student_name: self._paced(student.features[key], "student", pair.student)
+            for key, pair in zip(self._keys[name], pairs, strict=True)
+        }
         extra = {one: self.learned[_own(name, one)] for one in term.loss.learned}
         if extra:
             extra["progress"] = torch.full((), progress, device=label.device)
         mine = Outputs(student.logits, features, student.known, extra)
         if not term.loss.needs_teacher:
-            return _over_known(term, mine, None, label)
-        teacher = replace(targets[term.teacher], clip=clip)
+            return _over_rows(term, mine, None, label, known.rows(None))
+        said = targets[term.teacher].features
+        paced = {pair.teacher_name: self._paced(said[pair.teacher_name], term.teacher, pair.teacher) for pair in pairs}
+        teacher = replace(targets[term.teacher], features={**said, **paced}, clip=clip)
         bank: Any = self.banks[_own(name, "bank")] if term.loss.bank != "none" else None
-        value = _over_known(term, mine, replace(teacher, extra=bank.contents()) if bank else teacher, label)
+        seen = replace(teacher, extra=bank.contents()) if bank else teacher
+        value = _over_rows(term, mine, seen, label, known.rows(term.teacher))
         if bank:
             bank.push(teacher, label)
         return value
+
+    def _paced(self, features: FeatureMap, party: str, tap: str) -> FeatureMap:
+        pace = self.paces.get(party, {}).get(tap)
+        is_whole = pace is not None and len(pace.centres) == features.times.shape[1]  # and not pooled
+        return replace(features, pace=pace) if is_whole else features
 
     @property
     def pieces(self) -> int:
@@ -418,15 +439,29 @@ def _bank(loss: Loss, source: "Teacher") -> Queue | ClassVectors:
     return ClassVectors(vectors)
 
 
-def _over_known(term: Term, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
-    """The term's loss over the clips of which both say something; 0, with a gradient of 0, if there are none."""
-    said = [one.known for one in (student, teacher) if one is not None and one.known is not None]
-    rows = torch.stack(said).all(dim=0) if said else None
-    share = _share_of_clips(term.loss, label, rows)
+class _KnownByBoth:
+    """The clips of which the student and a teacher say something, found once a step: the host waits for the device."""
+
+    def __init__(self, student: Outputs, targets: Mapping[str, Outputs]) -> None:
+        self._student, self._targets = student, targets
+        self._found: dict[str | None, Tensor | None] = {}
+
+    def rows(self, teacher: str | None) -> Tensor | None:
+        """Their numbers, int64 (N,); None for all."""
+        if teacher not in self._found:
+            parties = [self._student, *([] if teacher is None else [self._targets[teacher]])]
+            said = [one.known for one in parties if one.known is not None]
+            self._found[teacher] = torch.stack(said).all(dim=0).nonzero()[:, 0] if said else None
+        return self._found[teacher]
+
+
+def _over_rows(term: Term, student: Outputs, teacher: Outputs | None, label: Tensor, rows: Tensor | None) -> Tensor:
+    """The term's loss over some of the clips; 0, with a gradient of 0, if there are none."""
+    share = _share_of_clips(term.loss, len(label) if rows is None else len(rows), label.device)
     if rows is not None:
         # A loss that counts the clips of all processes must be called on all of them.
         together = (term.loss.relational or isinstance(term.loss, ClipwiseLoss)) and is_distributed()
-        if not rows.any() and not together:
+        if not len(rows) and not together:
             features = (feature_map.values for feature_map in student.features.values())
             parts = [student.logits, *features, *student.extra.values()]
             return torch.stack([0 * part.float().sum() for part in parts if part is not None]).sum()
@@ -439,13 +474,13 @@ def _over_known(term: Term, student: Outputs, teacher: Outputs | None, label: Te
     return term.loss(student, teacher, label, term.clips(student, teacher, label).detach())
 
 
-def _share_of_clips(loss: Loss, label: Tensor, rows: Tensor | None) -> Tensor | None:
+def _share_of_clips(loss: Loss, clips: int, device: torch.device) -> Tensor | None:
     """How many of the clips that count are this process's, over the mean of all processes: by it a mean over its own
     clips becomes its part in the mean over all. None where there is nothing to do."""
     if not is_distributed() or loss.relational or isinstance(loss, ClipwiseLoss):
         return None
-    mine = torch.tensor(len(label), device=label.device) if rows is None else rows.sum()
-    return mine / mean_over_processes(mine.float()).clamp(min=1 / world_size())
+    mine = torch.tensor(float(clips)).to(device, non_blocking=True)
+    return mine / mean_over_processes(mine).clamp(min=1 / world_size())
 
 
 def _random_state(model: Model[Any]) -> tuple[Tensor, Tensor | None]:

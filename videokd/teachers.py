@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from videokd.contracts import Batch, Clip, FeatureMap, Grid, Outputs, Sound, View, labelled
+from videokd.contracts import Batch, Clip, FeatureMap, Grid, InputSpec, Outputs, Pace, Sound, View, labelled
 from videokd.models import Model
 
 
@@ -36,7 +36,9 @@ class Teacher:
         model.check_taps(list(taps))
         self.model = model.eval().requires_grad_(False)
         self.taps = dict(taps)
-        self.shapes = tap_shapes(model, set(taps))
+        grids = tap_grids(model, set(taps))
+        self.shapes = {tap: grid.shape for tap, grid in grids.items()}
+        self.paces = {tap: grid.pace for tap, grid in grids.items()}
         self.stored = stored
         self._memory: dict[tuple[str, int], dict[str, Tensor]] | None = {} if remember else None
 
@@ -72,9 +74,14 @@ class Teacher:
         return Outputs(stacked.get("logits"), features, stacked.get("known"))
 
     def _compute(self, view: View | Tensor) -> Outputs:
-        outputs: Outputs = self.model(view, tuple(self.taps))
-        features = {tap: outputs.features[tap].pooled(grid) for tap, grid in self.taps.items()}
-        return Outputs(outputs.logits, features, outputs.known)
+        with torch.inference_mode():
+            outputs: Outputs = self.model(view, tuple(self.taps))
+            features = {tap: outputs.features[tap].pooled(grid) for tap, grid in self.taps.items()}
+        return Outputs(
+            None if outputs.logits is None else _ordinary(outputs.logits),
+            {tap: FeatureMap(_ordinary(one.values), _ordinary(one.times)) for tap, one in features.items()},
+            None if outputs.known is None else _ordinary(outputs.known),
+        )
 
     def _store(self, keys: Sequence[tuple[str, int]], outputs: Outputs) -> None:
         assert self._memory is not None
@@ -141,9 +148,23 @@ def all_targets(teachers: "Mapping[str, Teacher | Mixture]", batch: Batch) -> di
     return targets
 
 
-@torch.no_grad()
 def tap_shapes(model: Model[Any], taps: set[str]) -> dict[str, tuple[int, int, int, int]]:
     """Steps, rows, columns and channels of each tap, found by a forward pass over one clip of nothing."""
+    return {tap: shape for tap, (shape, _) in tap_grids(model, taps).items()}
+
+
+class TapGrid(NamedTuple):
+    """What a model's maps are at one tap, whatever the clip."""
+
+    shape: tuple[int, int, int, int]
+    """Steps, rows, columns and channels."""
+    pace: Pace | None
+    """None for a model that does not look at frames."""
+
+
+@torch.no_grad()
+def tap_grids(model: Model[Any], taps: set[str]) -> dict[str, TapGrid]:
+    """The grid of each tap, found by a forward pass over one clip of nothing."""
     if not taps:
         return {}
     training = model.training
@@ -152,7 +173,11 @@ def tap_shapes(model: Model[Any], taps: set[str]) -> dict[str, tuple[int, int, i
     found = {}
     for tap, feature_map in features.items():
         _, steps, rows, columns, channels = feature_map.values.shape
-        found[tap] = (steps, rows, columns, channels)
+        pace = None
+        if isinstance(model.input, InputSpec):  # its frames of nothing are a second apart
+            centres = tuple(round(centre, 4) for centre in feature_map.times[0].tolist())
+            pace = Pace(model.input.sampling, model.input.frames, centres)
+        found[tap] = TapGrid((steps, rows, columns, channels), pace)
     return found
 
 
@@ -163,6 +188,11 @@ def _rows(view: View | Tensor, rows: Sequence[int]) -> View | Tensor:
     if isinstance(view, Sound):
         return Sound(view.samples[rows], view.start[rows], view.heard[rows])
     return view[rows]
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor that losses may keep for their backward pass, which none of inference mode is."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _logits(outputs: Outputs) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from videokd import recipe as recipes
+from videokd.acceleration import compile_in_place, to_channels_last
 from videokd.assembly import Assembly, assemble
 from videokd.averaging import WeightAverage
 from videokd.checkpoint import State
@@ -132,6 +133,9 @@ def _train(
         synchronise_norms(student, device)
     if recipe.audit:
         audit(made, share=recipe.audit, console=console)
+    if recipe.machine.channels_last:
+        for network in (student, *(one.model for one in made.teachers.values() if isinstance(one, Teacher))):
+            to_channels_last(network)
     optimizer = recipe.optim.build(student)
     recipe.optim.set_frozen(model, recipe.optim.frozen_at(0))  # refuses what is not there
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.machine.precision == "fp16")
@@ -146,6 +150,9 @@ def _train(
             write_text(run.path / "preflight.json", json.dumps(report.as_plain(), indent=2) + "\n")
         if not begun and any(made.taken.values()):
             write_text(run.fitted_path, json.dumps(to_plain(made.terms), indent=2) + "\n")
+    if recipe.machine.compile != "no":
+        for network in (student, *(one.model for one in made.teachers.values() if isinstance(one, Teacher))):
+            compile_in_place(network, recipe.machine.compile)
     wait_for_all()
     if not (run.path / "recipe.json").is_file():
         raise ValueError(f"process {rank()} does not see {run.path}: it must be on a disk that all machines share")
@@ -179,6 +186,8 @@ def _train(
         _saving_on_bad_data(run, state),
     ):
         for step, batch in enumerate(watch.waited(made.batches(range(state.step, steps))), start=state.step + 1):
+            if recipe.machine.compile == "cuda-graphs":
+                torch.compiler.cudagraph_mark_step_begin()
             tally.add(batch, step)
             seed_step(recipe.seed, step)
             lr = recipe.optim.set_lr(optimizer, step - 1)

@@ -1,5 +1,6 @@
 """Student and teacher steps brought onto one grid of time, by their seconds and not by their index."""
 
+from dataclasses import replace
 from typing import NamedTuple
 from weakref import ref
 
@@ -53,7 +54,7 @@ def in_space(features: FeatureMap, height: int, width: int) -> FeatureMap:
     clips, steps = features.times.shape
     folded = rearrange(features.values, "b t h w c -> (b t) c h w").float()
     pooled = F.adaptive_avg_pool2d(folded, (height, width))
-    return FeatureMap(rearrange(pooled, "(b t) c h w -> b t h w c", b=clips, t=steps), features.times)
+    return replace(features, values=rearrange(pooled, "(b t) c h w -> b t h w c", b=clips, t=steps))
 
 
 def _places(features: FeatureMap) -> tuple[int, int]:
@@ -61,7 +62,7 @@ def _places(features: FeatureMap) -> tuple[int, int]:
 
 
 def _in_time(student: FeatureMap, teacher: FeatureMap) -> AlignedMaps:
-    grids = _grids(student.times, teacher.times)
+    grids = _grids(student, teacher)
     of_student, of_teacher = student.values.float(), teacher.values.float()
     if grids.weights is None:
         return AlignedMaps(of_student, of_teacher, grids.shared)
@@ -82,26 +83,36 @@ _RECENT: list[tuple["ref[Tensor]", "ref[Tensor]", _Grids]] = []
 """Of the last pairs of times: all terms of a step ask for the same few."""
 
 
-def _grids(student: Tensor, teacher: Tensor) -> _Grids:
+def _grids(student: FeatureMap, teacher: FeatureMap) -> _Grids:
     """Found once for the same two tensors of times (B, T)."""
     for one, other, found in _RECENT:
-        if one() is student and other() is teacher:
+        if one() is student.times and other() is teacher.times:
             return found
-    same = student.shape == teacher.shape
-    # One look at the device for all that must be known here.
-    facts = [_spacing(student), _spacing(teacher)]
-    facts += [(student - teacher).abs().amax()] if same else []
-    spacing_s, spacing_t, *apart = torch.stack(facts).tolist()
-    keeps_student = spacing_s >= spacing_t - 1e-6
-    if same and apart[0] < 1e-6:
+    same, keeps_student = _compared(student, teacher)
+    if same:
         found = _Grids(True, None, None)
     elif keeps_student:
-        found = _Grids(True, *overlap_weights(teacher, student))
+        found = _Grids(True, *overlap_weights(teacher.times, student.times))
     else:
-        found = _Grids(False, *overlap_weights(student, teacher))
-    _RECENT.append((ref(student), ref(teacher), found))
-    del _RECENT[:-4]
+        found = _Grids(False, *overlap_weights(student.times, teacher.times))
+    if not torch.compiler.is_compiling():  # a graph finds what it has twice by itself
+        _RECENT.append((ref(student.times), ref(teacher.times), found))
+        del _RECENT[:-4]
     return found
+
+
+def _compared(student: FeatureMap, teacher: FeatureMap) -> tuple[bool, bool]:
+    """Whether the two grids are the same, and whether the student's steps are as far apart or farther. The times
+    themselves are read, for which the host waits, only where nothing else tells."""
+    steps, other_steps = student.times.shape[1], teacher.times.shape[1]
+    if 1 in (steps, other_steps):  # it stands for all of time
+        return steps == other_steps, steps == 1
+    if student.pace is not None and teacher.pace is not None and student.pace.unit == teacher.pace.unit:
+        return student.pace == teacher.pace, student.pace.spacing >= teacher.pace.spacing * (1 - 1e-6)
+    facts = [_spacing(student.times), _spacing(teacher.times)]
+    facts += [(student.times - teacher.times).abs().amax()] if steps == other_steps else []
+    spacing_s, spacing_t, *apart = torch.stack(facts).tolist()
+    return bool(apart) and apart[0] < 1e-6, spacing_s >= spacing_t - 1e-6
 
 
 def _averaged(weights: Tensor, values: Tensor) -> Tensor:
@@ -156,7 +167,5 @@ def _extents(times: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spacing(times: Tensor) -> Tensor:
-    """Mean seconds between steps, (); infinite for a single one."""
-    if times.shape[1] == 1:
-        return torch.full((), torch.inf, device=times.device)
+    """Mean seconds between steps (B, T), of which there are several: ()."""
     return (times[:, -1] - times[:, 0]).float().mean() / (times.shape[1] - 1)

@@ -342,7 +342,7 @@ def _sides(loss: FrameLoss | _MapLoss, student: Outputs, teacher: Outputs | None
 def _energy(features: FeatureMap, power: float) -> FeatureMap:
     """Mean over channels of the activations' power, as one channel."""
     values = features.values.float().abs().pow(power).mean(dim=-1, keepdim=True)
-    return FeatureMap(values, features.times)
+    return replace(features, values=values)
 
 
 def _moments(facts: Facts, tap: str, grid: Literal["clip", "frames", "map"]) -> Moments:

@@ -105,11 +105,8 @@ class HuggingFaceSoundModel(SoundModel):
 
     def run(self, samples: Tensor, start: Tensor, taps: Sequence[str]) -> Outputs:
         """See `SoundModel.run`."""
-        # The library's own spectrogram, on the CPU.
-        sounds = [one.numpy() for one in samples.detach().float().cpu()]
-        features = self.extractor(sounds, sampling_rate=self.input.sample_rate, return_tensors="pt")
         wants_maps = any(tap != "clip" for tap in taps)
-        found = self.network(features["input_values"].to(samples.device), output_hidden_states=wants_maps)
+        found = self.network(self._spectra(samples), output_hidden_states=wants_maps)
         pooled, self._pooled = self._pooled, None
         assert pooled is not None
         maps = {}
@@ -120,6 +117,14 @@ class HuggingFaceSoundModel(SoundModel):
         if "clip" in taps:
             maps["clip"] = FeatureMap(pooled[:, None, None, None], start[:, None] + self.input.seconds / 2)
         return Outputs(found.logits if self.has_logits else None, maps)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _spectra(self, samples: Tensor) -> Tensor:
+        """The library's own spectrogram, on the CPU."""
+        sounds = [one.numpy() for one in samples.detach().float().cpu()]
+        features = self.extractor(sounds, sampling_rate=self.input.sample_rate, return_tensors="pt")
+        spectra: Tensor = features["input_values"].to(samples.device)
+        return spectra
 
     def _map(self, tokens: Tensor, start: Tensor) -> FeatureMap:
         assert isinstance(self.centres, Tensor)

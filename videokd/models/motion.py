@@ -121,6 +121,7 @@ class MotionModel(VideoModel):
         return flows
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _opencv_flow(frames: Tensor, signal: Signal) -> Tensor:  # (B, T - 1, 2, H, W), pixels
     cv2 = _opencv()
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM) if signal == "dis" else None
