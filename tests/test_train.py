@@ -628,3 +628,21 @@ def test_a_batch_that_can_not_be_read_is_left_out_of_what_is_measured_first(
     with pytest.raises(ValueError, match=r"no clip of step \d's batch could be read; the first: .*broken"):
         train(recipe, tmp_path / "run", console=QUIET)
     assert json.loads((tmp_path / "run" / "fitted.json").read_text())["soft"]["loss"]["temperature"] >= 1
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_what_others_do(
+    distilled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced and differentiated as ever, but without a C++ compiler, which takes most of a minute.
+    monkeypatch.setattr("videokd.train.compile_in_place", lambda network, _: network.compile(backend="aot_eager"))
+    machine = replace(distilled.machine, compile="default", channels_last=True)
+    data = replace(distilled.data, val_split="val")
+    recipe = replace(distilled, data=data, optim=replace(distilled.optim, steps=4), validate_every=2)
+    plain, compiled = (tmp_path / name for name in ("plain", "compiled"))
+    train(recipe, plain, console=QUIET)
+    train(replace(recipe, machine=machine), compiled, console=QUIET)
+    (one,), (other,) = ([row for row in read_metrics(run) if "total" in row] for run in (plain, compiled))
+    for name in recipe.objective:
+        assert other[name] == pytest.approx(one[name], rel=1e-2, abs=1e-3)
+    assert weights(plain).keys() == weights(compiled).keys()
