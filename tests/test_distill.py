@@ -35,7 +35,7 @@ from videokd.losses import (
     TemporalDifference,
 )
 from videokd.models import CompactShift, Conv3d, SimKD, TimmVideo
-from videokd.teachers import Mixture, Teacher, all_targets, tap_shapes
+from videokd.teachers import Mixture, Teacher, all_targets, tap_grids, tap_shapes
 from videokd.weighting import Uncertainty, WhereTeacherIsRight
 
 CLASSES = ("a", "b", "c")
@@ -137,6 +137,16 @@ def test_wanted_taps_are_kept_as_finely_as_the_finest_term_needs() -> None:
     assert wanted_taps(TERMS, "teacher") == {"frames": "frames", "clip": "clip"}
     assert wanted_taps({"a": Term(loss=ClipFeatures(teacher_tap="frames")), **TERMS}, "teacher")["frames"] == "frames"
     assert wanted_taps(TERMS, "other") == {}
+
+
+@torch.no_grad()
+def test_the_pace_of_a_tap_is_when_its_steps_are() -> None:
+    model = Conv3d(width=4).build(CLASSES).eval()
+    clip = random_clip(frames=16, fps=8)
+    for tap, (_, pace) in tap_grids(model, set(model.taps)).items():
+        times = model(clip, (tap,)).features[tap].times
+        assert pace is not None
+        torch.testing.assert_close(times[0], clip.times[0, 0] + torch.tensor(pace.centres) / 8)
 
 
 def test_tap_shapes_leave_the_model_as_it_was() -> None:

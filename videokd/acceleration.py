@@ -45,8 +45,9 @@ def compile_in_place(network: nn.Module, compilation: Compilation) -> None:
 
 def to_channels_last(network: nn.Module) -> None:
     """Lays the weights of convolutions out channels last, in place, as activations are from a model's door on; the
-    parameters, their names and their values stay the same."""
-    for parameter in network.parameters():
-        if parameter.ndim in (4, 5):
-            layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+    parameters, their names and their values stay the same. Other tables of four axes are left alone: foreign code may
+    rely on how they lie."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            layout = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+            module.weight.data = module.weight.data.contiguous(memory_format=layout)

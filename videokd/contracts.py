@@ -257,8 +257,8 @@ class Pace:
             frame = float(self.sampling.stride)
         elif isinstance(self.sampling, Timed):
             frame = 1 / self.sampling.fps
-        else:
-            frame = 1 / self.frames
+        else:  # uniform frames lie on both ends
+            frame = 1 / max(self.frames - isinstance(self.sampling, Uniform), 1)
         return frame * (self.centres[-1] - self.centres[0]) / max(len(self.centres) - 1, 1)
 
 

@@ -1,9 +1,11 @@
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videokd.contracts import FeatureMap
+from videokd.contracts import Dense, FeatureMap, Pace, Sampling, Segments, Timed, Uniform
 from videokd.losses import align
 from videokd.losses.align import align_in_time, overlap_weights
 
@@ -109,3 +111,45 @@ def test_other_times_of_the_same_shape_are_other_grids() -> None:
     early, late = (feature_map(values, times(*(start + one for one in range(4)))) for start in (0.5, 1.5))
     assert align_in_time(student, early).teacher.flatten().tolist() == [0.5, 2.5]
     assert align_in_time(student, late).teacher.flatten().tolist() == [0.0, 1.5]
+
+
+FRAMES, VIDEO_FPS, VIDEO_SECONDS = 16, 10, 20
+
+
+def at_pace(sampling: Sampling, *, taken: int = 1, start: float = 0.0) -> FeatureMap:
+    """A map of every `taken` frames of a clip, in a video of 10 frames a second that lasts 20 s."""
+    centres = tuple(taken * (step + 0.5) - 0.5 for step in range(FRAMES // taken))
+    if isinstance(sampling, Dense):
+        seconds = sampling.stride / VIDEO_FPS
+    elif isinstance(sampling, Timed):
+        seconds = 1 / sampling.fps
+    else:
+        seconds = VIDEO_SECONDS / (FRAMES - isinstance(sampling, Uniform))
+    at = start + torch.tensor([centres]) * seconds
+    return FeatureMap(torch.zeros(1, len(centres), 1, 1, 1), at, Pace(sampling, FRAMES, centres))
+
+
+@pytest.mark.parametrize(
+    "samplings",
+    [
+        [Dense(stride=1), Dense(stride=2), Dense(stride=4)],
+        [Timed(fps=10), Timed(fps=5), Timed(fps=2.5)],
+        [Segments(), Uniform()],
+    ],
+    ids=["dense", "timed", "whole"],
+)
+def test_what_the_sampling_tells_of_two_grids_is_what_their_times_tell(samplings: list[Sampling]) -> None:
+    for one, other in product(product(samplings, (1, 2, 4, 8, 16)), repeat=2):
+        # Windows of one length are the same one; a shorter one begins later.
+        student, teacher = (
+            at_pace(each[0], taken=each[1], start=samplings.index(each[0]) / 3) for each in (one, other)
+        )
+        unread = [FeatureMap(each.values, each.times) for each in (student, teacher)]
+        assert align._compared(student, teacher) == align._compared(*unread), (one, other)
+
+
+def test_samplings_that_do_not_tell_are_read() -> None:
+    # 16 frames of a video of 20 s are farther apart than those of a clip of 8 s, and than those of one of 32 s are not.
+    sparse, dense = at_pace(Segments()), at_pace(Dense(stride=5), start=6.0)
+    assert align._compared(sparse, dense) == (False, True)
+    assert align._compared(sparse, at_pace(Dense(stride=20))) == (False, False)
