@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class File:
     max_b_frames: int | None = None
     height: int = 256
     width: int = 340
+    frames: int = NUM_FRAMES
 
 
 def write(file: File, folder: Path) -> Path:
@@ -41,7 +43,7 @@ def write(file: File, folder: Path) -> Path:
         stream.codec_context.thread_count = 1  # the same bytes on every machine
         if file.max_b_frames is not None:
             stream.codec_context.max_b_frames = file.max_b_frames
-        for number, picture in enumerate(scene(file.height, file.width)):
+        for number, picture in enumerate(islice(scene(file.height, file.width), file.frames)):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             container.mux(stream.encode(frame))

@@ -11,4 +11,6 @@ python3 -m venv "$folder"
 # mmaction2 asks for packages of its own age by name only; its pipelines run beside today's torch.
 "$folder/bin/python" -m pip install --quiet mmengine "mmcv-lite<2.2" opencv-python-headless importlib_metadata
 "$folder/bin/python" -m pip install --quiet --no-deps mmaction2
-echo "peers installed: $folder/bin/python benchmarks/reading.py, benchmarks/loader.py"
+# What it needs besides is there, or is for parts of it that are not measured.
+"$folder/bin/python" -m pip install --quiet --no-deps "torchdistill==1.1.5"
+echo "peers installed: $folder/bin/python benchmarks/reading.py, benchmarks/loader.py, benchmarks/training.py"
