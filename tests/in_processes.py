@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from videokd import train as loop
-from videokd.processes import rank, restarts
+from videokd.processes import rank
 from videokd.recipe import load
 
 recipe, folder, die = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else ""
@@ -19,10 +19,10 @@ seed_step = loop.seed_step
 
 
 def seed_or_die(seed: int, step: int) -> None:
-    if die and restarts() == 0 and rank() == 1 and step == int(die):
+    if die and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and rank() == 1 and step == int(die):
         os.kill(os.getpid(), signal.SIGKILL)
     seed_step(seed, step)
 
 
 loop.seed_step = seed_or_die
-loop.train(load(recipe), folder, console=Console(quiet=True))
+loop.train(load(recipe), folder, or_resume=True, console=Console(quiet=True))

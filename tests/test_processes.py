@@ -70,6 +70,23 @@ def torchrun(recipe: Recipe, folder: Path, *more: str, processes: int = 2, resta
     assert "Warning" not in done.stderr
 
 
+def said_when_refused(recipe: Recipe, folder: Path) -> str:
+    """What both processes say before they end."""
+    path = folder.with_suffix(".json")
+    path.write_text(recipes.dump(recipe))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(path), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert "gloo" not in done.stderr.lower()  # nobody was left waiting
+    return done.stderr
+
+
 def assert_alike(one: Path, other: Path, *, within: float) -> None:
     """The same losses at every step, the same validation, the same weights."""
     left, right = read_metrics(one), read_metrics(other)
@@ -176,3 +193,27 @@ def test_evaluation_of_an_uneven_list_is_that_of_one_process(
     alone = evaluate(tmp_path / "model", read_manifest(tmp_path / "seven.jsonl").split("test"), machine=Machine())
     for number in (0, 1):
         assert json.loads((tmp_path / f"{number}.json").read_text()) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preflight", [0, 1])
+def test_a_video_that_one_process_cannot_read_ends_all_with_its_name(
+    distilled: Recipe, tmp_path: Path, preflight: int
+) -> None:
+    manifest = read_manifest(distilled.data.path)
+    videos = list(manifest.videos)
+    number = next(number for number, video in enumerate(videos) if video.split == "train")
+    (tmp_path / "torn.mp4").write_bytes(videos[number].path.read_bytes()[:300])
+    videos[number] = replace(videos[number], path=tmp_path / "torn.mp4")
+    write_manifest(replace(manifest, videos=tuple(videos)), tmp_path / "list.jsonl")
+    data = replace(distilled.data, path=str(tmp_path / "list.jsonl"))
+    steps = replace(distilled.optim, steps=3)  # all of the training videos
+    said = said_when_refused(replace(distilled, data=data, optim=steps, preflight=3 * preflight), tmp_path / "run")
+    assert "torn.mp4" in said
+    assert "another process could not go on" in said
+
+
+def test_batches_that_can_not_be_parted_alike_are_refused(distilled: Recipe, tmp_path: Path) -> None:
+    optim = replace(distilled.optim, accumulate=3)
+    with pytest.raises(ValueError, match=r"3"):
+        train(replace(distilled, optim=optim), tmp_path / "run", console=QUIET)

@@ -1,5 +1,6 @@
 """A run that is killed, interrupted, or runs out of disk goes on to the very weights of an uninterrupted one."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -12,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from videokd import checkpoint
+import videokd.train as train_module
 from videokd.checkpoint import State, read_step
+from videokd.disk import held
 from videokd.distill import Term
 from videokd.losses import CRD, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
 from videokd.models import CompactShift, load_model, save_model
@@ -143,17 +144,20 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 ) -> None:
     recipe = replace(eventful, optim=replace(eventful.optim, steps=8))
     train(recipe, tmp_path / "whole", console=QUIET)
-    save_file = checkpoint.save_file
+    fsync = os.fsync
 
-    def full_at_last(tensors: Any, path: Path, plain: dict[str, str]) -> None:
-        if '"step": 4' in plain["state"]:
-            path.write_bytes(b"torn")
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
-        save_file(tensors, path, plain)
+    def full_at_last(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith("checkpoint.safetensors.partial"):
+            writes.append(handle)
+            if len(writes) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
 
+    writes: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full_at_last)
-        with pytest.raises(OSError, match=r"No space left on device .*; the last one, of step 2, is kept"):
+        patch.setattr(os, "fsync", full_at_last)
+        message = r"checkpoint.safetensors can't be written: No space left on device; the last one, of step 2, is kept"
+        with pytest.raises(OSError, match=message):
             train(recipe, tmp_path / "parts", console=QUIET)
     assert read_step(tmp_path / "parts" / "checkpoint.safetensors") == 2
     assert not list((tmp_path / "parts").glob("*.partial"))
@@ -298,3 +302,92 @@ def test_frozen_modules_stay_until_they_are_set_free_and_a_break_changes_nothing
     with pytest.raises(ValueError, match=r"stage\.0"):
         train(wrong, tmp_path / "refused", console=QUIET)
     assert not (tmp_path / "refused").exists()
+
+
+def test_no_room_for_the_log_or_the_model_is_said_with_the_path(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=2))
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith("model.safetensors.partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"run/model.safetensors can't be written: No space left on device"):
+            train(recipe, tmp_path / "run", console=QUIET)
+    train(recipe, tmp_path / "run", resume=True, console=QUIET)
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(eventful: Recipe, tmp_path: Path) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=2))
+    train(recipe, tmp_path / "run", console=QUIET)
+    with pytest.raises(ValueError, match=r"is another recipe \(seed was 0 and is 7\)"):
+        train(replace(recipe, seed=7), tmp_path / "run", or_resume=True, console=QUIET)
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(eventful: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / "run"), pytest.raises(ValueError, match="another process is at work in"):
+        train(eventful, tmp_path / "run", or_resume=True, console=QUIET)
+
+
+def test_the_best_weights_are_kept_over_a_break(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best validation is before the break."""
+    seed_step, steps = train_module.seed_step, [0]
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=12), validate_every=3)
+    scores = {3: 0.2, 6: 0.9, 9: 0.4, 12: 0.5}
+
+    def count(seed: int, step: int) -> None:
+        steps[0] = step
+        seed_step(seed, step)
+        if step == 7 and not (tmp_path / "whole").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("videokd.train.seed_step", count)
+    score = {"val_mean_class_accuracy": 0.0}
+    monkeypatch.setattr("videokd.train._validate", lambda *_: {"val_top1": scores[steps[0]], **score})
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "parts", console=QUIET)
+    summary = train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    assert train(recipe, tmp_path / "whole", console=QUIET)["weights_of_step"] == summary["weights_of_step"] == 6
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_is_killed_after_its_last_step_says_what_it_would_have_said(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=6), patience=1, validate_every=2)
+    scores = iter([0.5, 0.4] * 2)
+    score = {"val_mean_class_accuracy": 0.0}
+    monkeypatch.setattr("videokd.train._validate", lambda *_: {"val_top1": next(scores), **score})
+    whole = train(recipe, tmp_path / "whole", console=QUIET)
+    seed_step = train_module.seed_step
+
+    def stop_at_last(seed: int, step: int) -> None:
+        seed_step(seed, step)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("videokd.train.seed_step", stop_at_last)
+        patch.setattr("videokd.train.save_model", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            train(recipe, tmp_path / "parts", console=QUIET)
+    parts = train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    assert (whole["steps"], whole["weights_of_step"]) == (4, 2)
+    for name in ("steps", "weights_of_step", "val_top1", "losses"):
+        assert parts[name] == whole[name]
+    assert same(tmp_path / "whole", tmp_path / "parts")

@@ -25,7 +25,7 @@ from videokd.distill import Student, Term, check_clips, check_terms, wanted_taps
 from videokd.losses import Facts
 from videokd.models import Model, ModelConfig, check_classes, load_model
 from videokd.models.model import nameless
-from videokd.processes import rank, world_size
+from videokd.processes import agreed, is_distributed, rank, world_size
 from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher
 from videokd.store import StoredOutputs, fingerprint
 from videokd.teachers import Mixture, Teacher, all_targets
@@ -64,7 +64,7 @@ class Assembly:
     def batches(self, steps: range) -> Iterator[Batch]:
         """The batches of some steps, counted from 0, as the loss is to see them; see `_served`."""
         pieces, shuffling = self.student.objective.pieces, shuffling_parties(self.terms)
-        for batch in _served(self.recipe, self.clips, self.order.over(steps), self.device):
+        for batch in agreed(_not_empty(_served(self.recipe, self.clips, self.order.over(steps), self.device))):
             yield with_shuffled(batch, pieces, shuffling) if pieces and batch.id else batch
 
 
@@ -116,6 +116,7 @@ def assemble(
         mixes=recipe.data.mix is not None,
         several_labels=manifest.multi_label,
     )
+    _check_parts(recipe)
     if teachers is None:
         teachers = load_teachers(recipe, manifest.classes)
 
@@ -271,6 +272,29 @@ def _served(recipe: Recipe, clips: ClipDataset, order: BatchOrder, device: torch
     for step, batch in enumerate(on_device(served, device), start=order.steps.start + 1):
         if batch.id and recipe.data.mix is not None:
             batch = mixed(batch, recipe.data.mix, num_classes=len(clips.classes), seed=recipe.seed, step=step)
+        yield batch
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Raises a `ValueError` where parts of a batch would not be alike in all processes: batch normalisation, and losses
+    between clips, would see others than on one."""
+    unlabelled = recipe.data.unlabelled_per_batch
+    for kind, clips in (("labelled", recipe.data.batch_size - unlabelled), ("unlabelled", unlabelled)):
+        if clips % (recipe.optim.accumulate * world_size()):
+            raise ValueError(
+                f"{clips} {kind} clips a batch can't be cut into {recipe.optim.accumulate} equal parts in each of "
+                f"{world_size()} processes: change data.batch_size, data.unlabelled_per_batch or optim.accumulate"
+            )
+
+
+def _not_empty(source: Iterator[Batch]) -> Iterator[Batch]:
+    """Raises a `ValueError` where a process has no clip: losses between clips, and norms, need some of each."""
+    for batch in source:
+        if not batch.id and is_distributed():
+            raise ValueError(
+                f"no clip of process {rank()}'s part of a batch could be read; the first: {batch.skipped[0]} Take "
+                "larger batches or fewer processes, or --on-bad-video substitute"
+            )
         yield batch
 
 

@@ -1,7 +1,6 @@
 """All that a run must remember to go on to the same weights, in one file."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from videokd.averaging import WeightAverage
-from videokd.disk import sync_folder
+from videokd.disk import write_bytes
 
 
 @dataclass
@@ -39,20 +38,16 @@ class State:
         Raises:
             OSError: if it can't be written; what was there is still there.
         """
-        partial = path.with_suffix(".partial")
         plain = {"step": self.step, "notes": self.notes, "scaler": self.scaler.state_dict()}
         if self.average is not None:
             plain["averaged"] = self.average.steps
+        # Not `save_file`: it leaves a file of its own behind when it is killed, which only its owner may read.
+        data = save({name: one.contiguous() for name, one in self._tensors().items()}, {"state": json.dumps(plain)})
         try:
-            save_file({name: one.contiguous() for name, one in self._tensors().items()}, partial, _written(plain))
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
-            sync_folder(path.parent)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            write_bytes(path, data)
+        except OSError as error:
             kept = f"the last one, of step {read_step(path)}, is kept" if path.is_file() else "there is none before it"
-            raise OSError(f"{path} can't be written: {error}; {kept}") from error
+            raise OSError(error.errno, f"{error.strerror}; {kept}") from error
 
     def load(self, path: Path) -> None:
         """Takes up what `save` wrote."""
@@ -68,7 +63,7 @@ class State:
                 tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             slots.setdefault(int(number), {})[slot] = tensor
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() and plain["scaler"]:
             self.scaler.load_state_dict(plain["scaler"])
         if self.average is not None:
             self.average.load(_under(tensors, "average."), steps=plain["averaged"])
@@ -88,10 +83,6 @@ def read_step(path: Path) -> int:
     """How many steps are done in a checkpoint."""
     step: int = _read(path)["step"]
     return step
-
-
-def _written(plain: Mapping[str, Any]) -> dict[str, str]:
-    return {"state": json.dumps(plain)}
 
 
 def _read(path: Path) -> Any:

@@ -462,9 +462,10 @@ def _over_rows(term: Term, student: Outputs, teacher: Outputs | None, label: Ten
         # A loss that counts the clips of all processes must be called on all of them.
         together = (term.loss.relational or isinstance(term.loss, ClipwiseLoss)) and is_distributed()
         if not len(rows) and not together:
-            features = (feature_map.values for feature_map in student.features.values())
-            parts = [student.logits, *features, *student.extra.values()]
-            return torch.stack([0 * part.float().sum() for part in parts if part is not None]).sum()
+            features = [feature_map.values for feature_map in student.features.values()]
+            # Of what the term would look at, and no more: a head that it does not reach is to stay without a gradient.
+            reached = features or [part for part in (student.logits,) if part is not None]
+            return torch.stack([0 * part.float().sum() for part in (*reached, *student.extra.values())]).sum()
         student, label = student.at(rows), label[rows]
         teacher = None if teacher is None else teacher.at(rows)
     if term.clips is None or teacher is None:

@@ -8,7 +8,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from videokd.processes import is_distributed
+from videokd.processes import is_distributed, mean_over_processes, world_size
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
@@ -18,7 +18,14 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
     on the CPU; there the layers themselves are told to.
     """
     if device.type == "cuda":
+        before = dict(module.named_modules())
         converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        for name, one in converted.named_modules():
+            if one is not before.get(name, one):  # what reads a network's maps hangs on its modules
+                one._forward_hooks, one._forward_pre_hooks = (
+                    before[name]._forward_hooks,
+                    before[name]._forward_pre_hooks,
+                )
         return converted
     for one in module.modules():
         if isinstance(one, _BatchNorm) and not isinstance(one, nn.SyncBatchNorm):
@@ -38,25 +45,27 @@ class _Synchronised:
         if not (norm.training and is_distributed()):
             return self.alone(norm, values)
         dims = [0, *range(2, values.ndim)]
-        count = values.new_tensor([values.numel() / values.shape[1]])
-        sums = torch.cat([values.sum(dims), (values * values).sum(dims), count])
-        total = _Summed.apply(sums)
-        mean, square = total[:-1].div(total[-1]).chunk(2)
-        variance = (square - mean * mean).clamp(min=0)
+        inputs, values = values, values.float()
+        size = float(values.numel() / values.shape[1])
+        count = mean_over_processes(torch.tensor(size, device=values.device)) * world_size()
+        mean = _Summed.apply(values.sum(dims)) / count
+        shape = [1, -1] + [1] * (values.ndim - 2)
+        centred = values - mean.view(shape)
+        variance = _Summed.apply(centred.square().sum(dims)) / count
         if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
             with torch.no_grad():
                 assert norm.num_batches_tracked is not None
                 norm.num_batches_tracked += 1
                 share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-                unbiased = variance * total[-1] / (total[-1] - 1)
+                unbiased = variance * count / (count - 1)
                 norm.running_mean.lerp_(mean, share)
                 norm.running_var.lerp_(unbiased, share)
-        shape = [1, -1] + [1] * (values.ndim - 2)
         scale = (variance + norm.eps).rsqrt()
-        shift = -mean * scale
+        scale = scale * norm.weight if norm.affine else scale
+        found = centred * scale.view(shape)
         if norm.affine:
-            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-        found = values * scale.view(shape) + shift.view(shape)
+            found = found + norm.bias.view(shape)
+        found = found.to(inputs.dtype)
         # timm's layers go on with dropout and the activation.
         for name in ("drop", "act"):
             if isinstance(after := getattr(norm, name, None), nn.Module):

@@ -35,11 +35,6 @@ def is_first() -> bool:
     return (rank() if is_distributed() else int(os.environ.get("RANK", "0"))) == 0
 
 
-def restarts() -> int:
-    """How often torchrun has started these processes again, after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 def local_rank() -> int:
     """The number of this process on its machine: which of the GPUs is its own."""
     return int(os.environ.get("LOCAL_RANK", "0"))
@@ -51,18 +46,15 @@ def joined(device: torch.device) -> Iterator[None]:
 
     GPUs talk by NCCL, and what lies in memory goes by gloo.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and streams are those of the current device
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    backend = "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=_LONGEST_WAIT)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_LONGEST_WAIT)
+    yield
+    # Not after an error: the others may be waiting for this process, and it would wait for them.
+    dist.destroy_process_group()
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
@@ -91,6 +83,26 @@ def of_all(value: T) -> list[T]:
     found: list[T | None] = [None] * world_size()
     dist.all_gather_object(found, value)
     return [one for one in found if one is not None]
+
+
+def agreed(source: Iterator[T]) -> Iterator[T]:
+    """The items of a source that has as many in every process. What fails in one of them fails in all: the others would
+    wait for it.
+
+    Raises:
+        ValueError: of this process's source, or one that says that another's failed.
+    """
+    while True:
+        failure: ValueError | None = None
+        try:
+            item = next(source)
+        except StopIteration:
+            return
+        except ValueError as error:
+            failure = error
+        if largest_of_all(int(failure is not None)):
+            raise failure or ValueError("another process could not go on, and says why")
+        yield item
 
 
 def wait_for_all() -> None:

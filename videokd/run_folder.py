@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from videokd.config import differing_fields, from_plain, to_plain
 from videokd.disk import write_text
 
 _STEP = "step"
-_OPERATION = ("machine", "audit", "preflight", "track", "checkpoint_every")
+_OPERATION = ("audit", "preflight", "track", "checkpoint_every")
+_OPERATION_ON_MACHINE = ("device", "compile")
 _OPERATION_ON_DATA = ("on_bad_video", "workers", "time_limit")
 
 
@@ -24,19 +26,20 @@ class RunFolder:
         path: of the folder.
         recipe: as JSON.
         resume: whether it goes on with the run that the folder holds.
+        finished: whether that one may be finished.
 
     Raises:
         ValueError: if a new run would overwrite what the folder holds, or there is no run to resume.
     """
 
-    def __init__(self, path: str | Path, *, recipe: str, resume: bool = False) -> None:
+    def __init__(self, path: str | Path, *, recipe: str, resume: bool = False, finished: bool = False) -> None:
         self.path = Path(path)
         written = self.path / "recipe.json"
         go_on = f"videokd train --resume {shlex.quote(str(self.path))}"
         if resume:
             if not written.is_file():
                 raise ValueError(f"{self.path} holds no run to resume (no recipe.json)")
-            if self.is_finished:
+            if self.is_finished and not finished:
                 raise ValueError(f"{self.path} is finished: nothing to resume")
             if fields := _differing(written, recipe):
                 named = ", ".join(f"{name} was {before!r} and is {now!r}" for name, (before, now) in fields.items())
@@ -52,8 +55,7 @@ class RunFolder:
         self._recipe = recipe
 
     def begin(self) -> None:
-        """Makes the folder, and writes the recipe into it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Writes the recipe into the folder, which is there."""
         write_text(self.path / "recipe.json", self._recipe)
 
     @property
@@ -84,11 +86,18 @@ class RunFolder:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, f"{self.metrics_path} can't be written: {error.strerror}") from error
 
     def save(self, state: State) -> None:
         """Writes a checkpoint; the last one stays until this one is whole."""
+        if self.metrics_path.is_file():
+            # What is best is told from the log: it is to be on the disk before what was learned is.
+            with self.metrics_path.open("rb+") as file:
+                os.fsync(file.fileno())
         state.save(self.checkpoint_path)
 
     def restore(self, state: State) -> None:
@@ -129,6 +138,7 @@ def _differing(written: Path, recipe: str) -> dict[str, tuple[Any, Any]]:
     for plain in (before, now):
         for name in _OPERATION:
             plain.pop(name, None)
-        for name in _OPERATION_ON_DATA:
-            plain.get("data", {}).pop(name, None)
+        for part, names in (("data", _OPERATION_ON_DATA), ("machine", _OPERATION_ON_MACHINE)):
+            for name in names:
+                plain.get(part, {}).pop(name, None)
     return differing_fields(before, now)

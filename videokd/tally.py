@@ -45,8 +45,13 @@ class Tally:
 
     def check_sound(self) -> None:
         """Raises a `ValueError` if a party that listens has heard nothing so far."""
-        for party, clips in self._silent.items():
-            if clips == self._clips:
+        if not self._silent:
+            return
+        said = of_all((self._silent, self._clips))
+        seen = sum(clips for _, clips in said)
+        for party in self._silent:
+            clips = sum(silent[party] for silent, _ in said)
+            if clips == seen:
                 raise ValueError(
                     f"none of the first {clips} clips has sound, and {party} listens: leave it out, or train on videos "
                     "with sound"

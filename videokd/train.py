@@ -5,8 +5,8 @@ import shlex
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from videokd.checkpoint import State
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.config import from_plain, to_plain
 from videokd.contracts import Batch, Outputs, labelled
-from videokd.disk import write_text
+from videokd.disk import held, write_text
 from videokd.distill import Step
 from videokd.environment import environment
 from videokd.evaluate import predict, scores
@@ -39,8 +39,8 @@ from videokd.processes import (
     joined,
     largest_of_all,
     mean_over_processes,
+    of_all,
     rank,
-    restarts,
     wait_for_all,
     world_size,
 )
@@ -86,7 +86,7 @@ def train(
         folder: of the run; must not hold one yet, unless `resume`. All processes must see it.
         resume: go on from the folder's last checkpoint, to the same weights as an uninterrupted run.
         or_resume: the same, if the folder holds this very run; begin it if it does not; return its summary if it is
-            finished. For jobs that are started again; what torchrun starts again does so anyway.
+            finished. For jobs that are started again, by torchrun too.
         teachers: loaded teachers to use again; None loads those that the recipe names.
         memory: decoded videos to use again, for recipes with `data.in_memory`.
         console: where to report; None for the terminal.
@@ -102,19 +102,30 @@ def train(
     with joined(recipe.machine.find()):
         console = (console or terminal()) if is_first() else Console(quiet=True)
         path = Path(folder)
-        if (or_resume or restarts()) and (path / "model.json").is_file() and (path / "summary.json").is_file():
+        resume = resume or (or_resume and (path / "recipe.json").is_file())
+        written = recipes.dump(recipes.anchored(recipe))
+        run = RunFolder(path, recipe=written, resume=resume, finished=or_resume)
+        if or_resume and run.is_finished:
             console.print(f"{path} is finished")
             finished: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
             return finished
-        resume = resume or ((or_resume or restarts() > 0) and (path / "recipe.json").is_file())
-        run = RunFolder(path, recipe=recipes.dump(recipes.anchored(recipe)), resume=resume)
         wait_for_all()  # all have looked at the folder before the first of them writes
-        return _train(recipe, run, resume=resume, teachers=teachers, memory=memory, console=console)
+        with ExitStack() as until_the_end:
+            return _train(
+                recipe,
+                run,
+                until_the_end,
+                resume=resume,
+                teachers=teachers,
+                memory=memory,
+                console=console,
+            )
 
 
 def _train(
     recipe: Recipe,
     run: RunFolder,
+    until_the_end: ExitStack,
     *,
     resume: bool,
     teachers: Mapping[str, Teacher | Mixture] | None,
@@ -144,6 +155,8 @@ def _train(
     report = None if resume or not recipe.preflight else _preflight(made, run.path, console)
     # Everything that could be refused has been: from here on there is a run.
     if is_first():
+        run.path.mkdir(parents=True, exist_ok=True)
+        until_the_end.enter_context(held(run.path))
         run.begin()
         write_text(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         if report is not None:
@@ -154,13 +167,17 @@ def _train(
         for network in (student, *(one.model for one in made.teachers.values() if isinstance(one, Teacher))):
             compile_in_place(network, recipe.machine.compile)
     wait_for_all()
-    if not (run.path / "recipe.json").is_file():
+    if not _seen(run.path / "recipe.json"):
         raise ValueError(f"process {rank()} does not see {run.path}: it must be on a disk that all machines share")
     if resume:
         run.restore(state)
+        if len(set(at := of_all(state.step))) > 1:
+            raise ValueError(f"processes found different checkpoints in {run.path}, of steps {at}: try again")
         if is_first():
             run.cut_log(state.step)
         wait_for_all()
+        how = f"goes on after step {state.step}" if state.step else "has no checkpoint yet, and begins anew"
+        console.print(f"{run.path.name}: {how}")
     if made.clips.memory is not None:
         _fill(made.clips.memory, [made.clips, *([made.val_clips] if made.val_clips else [])], console)
 
@@ -171,7 +188,8 @@ def _train(
         term.warmup or term.decay for term in made.terms.values()
     )
     learn: nn.Module | None = None
-    told, frozen, row = False, False, dict[str, float]()
+    told, frozen = False, False
+    row: dict[str, Any] = next((row for row in reversed(read_metrics(run.path)) if "total" in row), {})
     student.train()
     with (
         Stop() as stop,
@@ -183,9 +201,16 @@ def _train(
             resume_step=state.step if resume else None,
         ) as tracked,
         Display(console, run.path.name, steps, state.step) as display,
-        _saving_on_bad_data(run, state),
     ):
-        for step, batch in enumerate(watch.waited(made.batches(range(state.step, steps))), start=state.step + 1):
+
+        def save() -> None:
+            state.notes = tally.notes(display.seconds)
+            if is_first():
+                run.save(state)
+
+        # A run that was ended before its time, and then killed before it could say so, has no steps left.
+        coming = made.batches(range(state.step, state.step if validated.enough else steps))
+        for step, batch in enumerate(watch.waited(_or_save(coming, save)), start=state.step + 1):
             if recipe.machine.compile == "cuda-graphs":
                 torch.compiler.cudagraph_mark_step_begin()
             tally.add(batch, step)
@@ -226,7 +251,11 @@ def _train(
                 told = True
                 if sum(shares.values()) * (steps - step) > _WORTH_TELLING:
                     console.print(f"{run.path.name}: {bound_by(**shares)}")
-            if made.val_clips is not None and (step % recipe.validate_every == 0 or last):
+            due = made.val_clips is not None and (step % recipe.validate_every == 0 or last)
+            keep = step % recipe.checkpoint_every == 0 and not last
+            if (due or keep or said or last) and largest_of_all(int((wrong := finite.of_last_step()) is not None)):
+                raise NotFiniteError(wrong or f"at step {step} losses of another process are not finite")
+            if due and made.val_clips is not None:
                 with display.stopped(), average.in_place_of(model) if average else nullcontext():
                     found = _validate(model, made.val_clips, recipe)
                     if validated.add(step, found) and recipe.keep == "best":
@@ -236,16 +265,13 @@ def _train(
                 if validated.enough and not last:
                     last = True
                     console.print(f"stopped at step {step}: {recipe.patience} validations without a new best")
-            if said or (step % recipe.checkpoint_every == 0 and not last):
-                state.notes = tally.notes(display.seconds)
-                if is_first():
-                    run.save(state)
+                said = largest_of_all(int(stop.requested))  # it may have taken long
+            if said or keep:
+                save()
             if said and not last:
-                raise Interrupted(step, f"videokd train --resume {shlex.quote(str(run.path))}", number=stop.number)
+                raise Interrupted(step, _go_on(run.path), number=stop.number)
             if last:
                 break
-        if wrong := finite.of_last_step():
-            raise NotFiniteError(wrong)
 
         if recipe.keep == "best" and state.best is not None:
             model.load_state_dict(state.best)
@@ -276,6 +302,30 @@ def _train(
         run.checkpoint_path.unlink(missing_ok=True)
     wait_for_all()
     return summary
+
+
+def _or_save(source: Iterator[Batch], save: Callable[[], None]) -> Iterator[Batch]:
+    """The batches; what was learned before one that can't be read is saved."""
+    try:
+        yield from source
+    except ValueError:
+        save()
+        raise
+
+
+def _go_on(run: Path) -> str:
+    if is_distributed():
+        return "the same command, with --or-resume"
+    return f"videokd train --resume {shlex.quote(str(run))}"
+
+
+def _seen(path: Path) -> bool:
+    """Whether a file that another machine wrote is there: disks that are shared may show it late."""
+    for _ in range(60):
+        if path.is_file():
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def _log(run: RunFolder, tracked: Tracked, step: int, row: Mapping[str, float]) -> None:
@@ -328,16 +378,17 @@ def _backward(
 
     The batch is cut into `optim.accumulate` parts, which are alike in their share of labelled clips.
     """
-    clips = len(batch.id)
-    parts = _parts(clips, recipe)
+    parts = _parts(len(batch.id), recipe)
+    # Of the clips of all processes, for who has more of them.
+    sizes = mean_over_processes(torch.tensor([float(len(rows)) for rows in parts])) if len(parts) > 1 else torch.ones(1)
+    shares = (sizes / sizes.sum()).tolist()
     total: dict[str, Tensor] = {}
     right = torch.zeros(2, device=batch.label.device)
-    for rows in parts:
+    for rows, share in zip(parts, shares, strict=True):
         part, said = batch, targets
         if len(parts) > 1:
             there = rows.to(batch.label.device, non_blocking=True)
             part, said = batch.at(rows), {name: one.at(there) for name, one in targets.items()}
-        share = len(part.id) / clips
         with recipe.machine.autocast(batch.label.device):
             outputs, losses = learn(part, said, progress)
         scaler.scale(losses["total"] * share).backward()
@@ -352,12 +403,21 @@ def _backward(
 
 def _parts(clips: int, recipe: Recipe) -> list[Tensor]:
     """Which clips of a batch, whose labelled ones come first, make up each part: int64 (N,). With several processes,
-    their parts together are those that one would have."""
-    parts = min(recipe.optim.accumulate, clips)
-    kind = round(clips * (1 - recipe.data.unlabelled_per_batch / recipe.data.batch_size))
-    kinds = torch.arange(kind).tensor_split(parts), torch.arange(kind, clips).tensor_split(parts)
-    found = [torch.cat(both) for both in zip(*kinds, strict=True)]
-    return [rows for rows in found if len(rows)]
+    their parts together are those that one would have.
+
+    Raises:
+        ValueError: if another process has other parts, since some of its clips could not be read.
+    """
+    wanted = recipe.optim.accumulate
+    labelled_clips = round(clips * (1 - recipe.data.unlabelled_per_batch / recipe.data.batch_size))
+    kinds = torch.arange(labelled_clips).tensor_split(wanted), torch.arange(labelled_clips, clips).tensor_split(wanted)
+    parts = [rows for rows in map(torch.cat, zip(*kinds, strict=True)) if len(rows)]
+    if wanted > 1 and is_distributed() and largest_of_all(wanted - len(parts)):
+        raise ValueError(
+            f"a process could read too few clips of its batch for optim.accumulate={wanted} parts: take larger "
+            "batches, fewer parts, or --on-bad-video substitute"
+        )
+    return parts
 
 
 def _row(losses: Mapping[str, Tensor], right: Tensor) -> dict[str, float]:
@@ -388,16 +448,3 @@ def _validate(model: Model[Any], clips: ClipDataset, recipe: Recipe) -> dict[str
         )
     )
     return {f"val_{name}": found[name] for name in ("top1", "mean_class_accuracy")}
-
-
-@contextmanager
-def _saving_on_bad_data(run: RunFolder, state: State) -> Iterator[None]:
-    """Keeps what was learned before a video that can't be read."""
-    try:
-        yield
-    except NotFiniteError:
-        raise
-    except ValueError:
-        if is_first():
-            run.save(state)
-        raise

@@ -239,7 +239,7 @@ class _GradientRatio(Weigher):
             self._layer = (self._last_common(losses),)
         norms = torch.stack([_norm(loss, self._layer[0]) for loss in losses])
         # A term that is silent for a while (no labelled clip in the batch) keeps the norm that it had.
-        found = mean_over_processes(norms)
+        found = norms
         first = self.norms == 0
         running = torch.where(first, found, self.norms.lerp(found, 1 - self.config.momentum))
         self.norms.copy_(torch.where(found > 0, running, self.norms))
@@ -352,10 +352,11 @@ def _cross_entropy(outputs: Outputs, label: Tensor) -> Tensor:
 
 
 def _norm(loss: Tensor, parameter: Tensor) -> Tensor:
-    if not loss.requires_grad:
-        return loss.new_zeros(())
-    (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
-    norm: Tensor = loss.new_zeros(()) if gradient is None else gradient.float().norm()
+    gradient: Tensor | None = None
+    if loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
+    # Of the mean over processes: norms of each one's own would also count what cancels out between them.
+    norm: Tensor = mean_over_processes(torch.zeros_like(parameter) if gradient is None else gradient).float().norm()
     return norm
 
 

@@ -118,6 +118,8 @@ class BatchOrder(Sampler[list[ClipView]]):
 
     def blocks(self) -> Iterator[list[list[ClipView]]]:
         """The batches of `steps`, those that share videos together."""
+        if not self.steps:
+            return
         length = self.spread * self.repeats
         for first in range(self.steps.start - self.steps.start % length, self.steps.stop, length):
             yield [self.batch(step) for step in range(first, first + length) if step in self.steps]

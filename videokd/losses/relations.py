@@ -14,6 +14,7 @@ from videokd.losses.features import clip_vectors, unit
 from videokd.losses.gather import gathered
 from videokd.losses.logits import divergence
 from videokd.losses.loss import Bank, Loss, Pair, above_zero, at_least
+from videokd.processes import is_distributed, mean_over_processes, world_size
 
 BANK, BANK_FILLED, BANK_LABEL, BANK_CLIP = "bank", "bank filled", "bank label", "bank clip"
 """Under these names `teacher.extra` holds a bank: vectors (Q, C), whether each is there bool (Q,), its class and which
@@ -222,19 +223,20 @@ class BankAffinity(Loss):
         return (Pair(self.student_tap, self.teacher_tap, grid="clip", connector=self.connector, target="direction"),)
 
     def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
-        """Mean over the clips of this process."""
+        """Mean over clips."""
         assert teacher is not None
         one, other = unit(clip_vectors(student, self.student_tap)), unit(clip_vectors(teacher, self.teacher_tap))
         bank, filled = unit(teacher.extra[BANK]), teacher.extra[BANK_FILLED]
         if self.of == "queue":
             batch = gathered(other)
             bank, filled = torch.cat([batch, bank]), torch.cat([filled.new_ones(len(batch)), filled])
-        if not len(one):
-            return nothing(student, self.student_tap)
         # Far below any cosine: a place that is not filled yet has no part.
         empty = torch.where(filled, 0.0, -1e4)[None]
         of_student, of_teacher = (side @ bank.T / self.temperature + empty for side in (one, other))
-        return divergence(of_student, of_teacher).mean()
+        each = divergence(of_student, of_teacher)
+        if self.relational and is_distributed():  # as in `ClipwiseLoss`
+            return each.sum() / mean_over_processes(each.new_tensor(float(len(each)))).clamp(min=1 / world_size())
+        return each.mean() if len(each) else nothing(student, self.student_tap)
 
 
 def class_numbers(label: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from videokd.config import from_plain, is_within, to_plain
+from videokd.disk import write_bytes, write_text
 from videokd.models.huggingface_images import ClassNames
 from videokd.models.model import Model, ModelConfig
 from videokd.models.own import Own, is_torchvisions
@@ -19,15 +20,17 @@ _FORMAT = 1
 
 
 def save_model(model: Model[Any], folder: str | Path) -> None:
-    """Writes model.safetensors and model.json (config with input spec, class names) into `folder`."""
+    """Writes model.safetensors and model.json (config with input spec, class names) into `folder`.
+
+    Raises:
+        OSError: if they can't be written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    write_bytes(folder / WEIGHTS, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
     description = {"format": _FORMAT, "model": to_plain(model.config), "classes": list(model.classes)}
     # Last and whole: a folder with a description has its weights.
-    partial = folder / f"{DESCRIPTION}.partial"
-    partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / DESCRIPTION)
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
 def load_model(folder: str | Path, *, trust: Collection[str] = ()) -> Model[Any]:
