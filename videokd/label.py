@@ -33,7 +33,7 @@ from videokd.clips.shuffling import check_pieces, with_shuffled
 from videokd.contracts import Batch, Outputs
 from videokd.distill import check_terms
 from videokd.machine import terminal
-from videokd.progress import bar
+from videokd.progress import LINE_SECONDS, bar
 from videokd.recipe import Recipe
 from videokd.records import Contents, StoredType, encoded, record, spread, top_classes
 from videokd.store import (
@@ -131,6 +131,9 @@ def label(
     path, rows = shard_path(folder, number, shards), len(mine) * views
     _forecast(folder, layout.itemsize, clips=len(clips), views=views, shard=shard, rows=rows, console=console)
     claim(folder, header, clips)
+    if path.is_file() and path.stat().st_size != rows * layout.itemsize:
+        console.print(f"{path} has {path.stat().st_size} bytes, and not {rows * layout.itemsize}: it is made anew")
+        path.unlink()
     if path.is_file():
         console.print(f"{path} is whole: nothing to do")
         return missing_shards(folder, shards)
@@ -297,7 +300,9 @@ def _said(work: _Work, batch: Batch) -> dict[str, Outputs]:
 
 
 def _compute(work: _Work, order: "_ViewsOf", writer: ShardWriter, *, top_k: int | None, console: Console) -> None:
-    started, before, named = time.monotonic(), writer.done, set[str]()
+    # From the first batch on: before it, workers start and networks warm up.
+    started, before, named = 0.0, writer.done, set[str]()
+    said = 0.0
     with bar(console) as bars:
         task = bars.add_task(writer.path.name, total=writer.rows, completed=writer.done, detail="")
         for step, (pairs, batch) in enumerate(zip(order, _served(work, order), strict=True), start=1):
@@ -311,9 +316,17 @@ def _compute(work: _Work, order: "_ViewsOf", writer: ShardWriter, *, top_k: int 
                 where = [places[one] for one in zip(batch.id, batch.view.tolist())]
                 records[where] = encoded(_said(work, batch), batch.id, writer.layout, top_k=top_k)
             writer.append(records)
-            rate = (writer.done - before) / max(time.monotonic() - started, 1e-9)
-            if step == 2 and writer.done < writer.rows:
-                console.print(f"about {duration((writer.rows - writer.done) / rate)} to go, at {rate:.1f} clips/s")
+            now = time.monotonic()
+            if step == 1:
+                started, before, said = now, writer.done, now
+                bars.update(task, completed=writer.done)
+                continue
+            rate = (writer.done - before) / max(now - started, 1e-9)
+            left = f"about {duration((writer.rows - writer.done) / rate)} to go, at {rate:.1f} clips/s"
+            often = now - said >= LINE_SECONDS and not console.is_terminal
+            if writer.done < writer.rows and (step == 2 or often):
+                said = now
+                console.print(f"{writer.path.name}: {writer.done}/{writer.rows}, {left}")
             bars.update(task, completed=writer.done, detail=f"{rate:.1f} clips/s")
 
 

@@ -52,11 +52,24 @@ class RunFolder:
             raise ValueError(f"{self.path} already holds a run; go on with {go_on}, or name another --out")
         elif self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {written}):
             raise ValueError(f"{self.path} already holds something else; name another --out")
+        there = next(one for one in (self.path, *self.path.absolute().parents) if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            what = "can't be written" if there.is_dir() else "is a file"
+            raise OSError(f"{self.path} can't be made: {there} {what}; name another --out")
         self._recipe = recipe
 
     def begin(self) -> None:
         """Writes the recipe into the folder, which is there."""
         write_text(self.path / "recipe.json", self._recipe)
+
+    def note_environment(self, now: Mapping[str, Any]) -> None:
+        """Writes environment.json; what the run's parts before this one ran in is kept under "earlier"."""
+        path = self.path / "environment.json"
+        earlier: list[Any] = []
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*before.pop("earlier", []), before]
+        write_text(path, json.dumps({**now, **({"earlier": earlier} if earlier else {})}, indent=2) + "\n")
 
     @property
     def fitted_path(self) -> Path:

@@ -52,8 +52,8 @@ def _not_finite(names: Sequence[str], found: Tensor, step: int) -> str | None:
         return None
     wrong = ", ".join(name for name, fine in zip(names, found.tolist(), strict=True) if not fine)
     return (
-        f"at step {step} these losses are not finite: {wrong}; start anew with a lower optim.lr (the checkpoint before "
-        "it would lead there again)"
+        f"at step {step} these losses are not finite: {wrong}; take a lower optim.lr and another --out (a "
+        "checkpoint from before would lead there again)"
     )
 
 

@@ -415,7 +415,10 @@ class StoredOutputs:
             )
         if wrong := other_clips(self.clips, clip_rows(dataset)):
             more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise ValueError(f"{self.folder} holds outputs of other clips: {wrong[0]}{more}. Label these clips")
+            raise ValueError(
+                f"{self.folder} holds outputs of other clips: {wrong[0]}{more}. "
+                "Label the set again, into another folder, or leave these clips out of the list"
+            )
 
     def unreadable(self, dataset: ClipDataset) -> list[str]:
         """The clips of which the outputs of some view are missing, because they couldn't be read."""

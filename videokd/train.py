@@ -158,7 +158,7 @@ def _train(
         run.path.mkdir(parents=True, exist_ok=True)
         until_the_end.enter_context(held(run.path))
         run.begin()
-        write_text(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        run.note_environment(environment())
         if report is not None:
             write_text(run.path / "preflight.json", json.dumps(report.as_plain(), indent=2) + "\n")
         if not begun and any(made.taken.values()):
@@ -249,7 +249,8 @@ def _train(
             display.step(step, clips=len(batch.id) * world_size(), loss=row.get("total"))
             if not told and (shares := watch.per_step()) is not None:
                 told = True
-                if sum(shares.values()) * (steps - step) > _WORTH_TELLING:
+                # Preflight said so already, of a new run.
+                if report is None and sum(shares.values()) * (steps - step) > _WORTH_TELLING:
                     console.print(f"{run.path.name}: {bound_by(**shares)}")
             due = made.val_clips is not None and (step % recipe.validate_every == 0 or last)
             keep = step % recipe.checkpoint_every == 0 and not last

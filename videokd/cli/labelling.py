@@ -1,6 +1,8 @@
 """The command that stores teacher outputs."""
 
+import os
 import shlex
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -57,6 +59,10 @@ def label(arguments: Sequence[str]) -> None:
     if command.recipe.audit:
         _audit(command)
         return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("label is not for torchrun: start one `videokd label ... --shard i/n` for each GPU instead")
+    # A job that is taken from its machine leaves a shard as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         missing = label_clips(
             command.recipe,
@@ -83,7 +89,7 @@ def label(arguments: Sequence[str]) -> None:
 
 
 def _audit(command: _LabelCommand) -> None:
-    views = command.views or command.recipe.data.views or StoredOutputs(command.out).views
+    views = command.views or StoredOutputs(command.out).views
     data = replace(command.recipe.data, views=views)
     made = assemble(replace(command.recipe, stored=str(command.out), data=data), console=CONSOLE)
     audit(made, share=command.recipe.audit, seed=command.recipe.seed, console=CONSOLE)

@@ -350,7 +350,7 @@ class _Desk:
             other = None
             if self._policy == "substitute" and len(entry.reasons) < MAX_SUBSTITUTES:
                 other = self._dataset.substitute(entry.index, entry.view, len(entry.reasons))
-            entry.reasons.append(str(error) if other is None else f"{error} {self._dataset.videos[other].id} stood in.")
+            entry.reasons.append(str(error) if other is None else f"{error} Another clip of its class stood in.")
             if other is None:
                 entry.given_up = True
                 if entry.slot is not None:

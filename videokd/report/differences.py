@@ -61,7 +61,7 @@ def read_run(run: str | Path) -> RunRecord:
     return RunRecord(
         path=path,
         recipe=recipe,
-        environment=_read(path / "environment.json"),
+        environment=_with_parts(_read(path / "environment.json")),
         results=results,
         speed=speed,
         finished=(path / "model.json").is_file(),
@@ -149,6 +149,12 @@ def _at(plain: Any, name: str) -> Any:
         return plain.get(name) if isinstance(plain, Mapping) else None
     inside = (_at(item, name.removeprefix(f"{key}.")) for key, item in plain.items() if name.startswith(f"{key}."))
     return next((value for value in inside if value is not None), None)
+
+
+def _with_parts(environment: dict[str, Any]) -> dict[str, Any]:
+    """The environment of a run's last part, and how many parts it has."""
+    earlier = environment.pop("earlier", [])
+    return {**environment, "parts": 1 + len(earlier)} if environment else environment
 
 
 def _read(path: Path) -> dict[str, Any]:
