@@ -16,6 +16,8 @@ from videokd.models import Model
 
 # One for each way in which a model can be hard to trace; the others are slow.
 QUICK = ("Conv3d", "CompactShift", "MobileNetV3 shift", "VideoMAE", "torchvision ResNet-18 frames", "motion")
+# At the edge of a torn graph torch asks every tensor for its gradient.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 TORN = {"AST": "its spectrogram is NumPy's"}
 """Why a model is not one graph."""
 
