@@ -24,6 +24,9 @@ from videokd.losses import MGD, SRRL, VID, FrameFeatures, Loss, ShuffleRelation
 from videokd.models import CompactShift, Conv3d, load_model, save_model
 from videokd.teachers import Teacher, all_targets
 
+# Of tensors that come into a graph from outside torch asks the gradient.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
