@@ -148,13 +148,16 @@ class Bench:
             label(recipe, folder, batch_size=recipe.data.batch_size, console=silent())
         return folder
 
-    def turns(self, name: str) -> tuple[int, int]:
-        """How many rounds, and steps a turn: big steps on a CPU are few."""
-        return (max(self.rounds // 3, 1), 1) if name == BIG and not self.on_gpu else (self.rounds, LOG_EVERY)
+    def turns(self, name: str) -> tuple[int, int | None]:
+        """Steps of a round, and clips of a batch where the recipe's would take too long: big steps on a CPU are few."""
+        return (1, 2) if name == BIG and not self.on_gpu else (LOG_EVERY, None)
 
-    def seconds(self, contenders: "Mapping[str, Contender]", *, rounds: int, steps: int) -> dict[str, list[float]]:
+    def seconds(
+        self, contenders: "Mapping[str, Contender]", *, steps: int, rounds: int | None = None
+    ) -> dict[str, list[float]]:
         """Of every contender for so many steps, round by round; on a CPU they take turns step by step."""
         turns, per_turn = (1, steps) if self.on_gpu else (steps, 1)
+        rounds = rounds or self.rounds
         order, found = random.Random(1), {name: [0.0] * rounds for name in contenders}
         for contender in contenders.values():
             contender.advance(2)  # code and memory are warm
@@ -178,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a .json; a table is written beside it")
     parser.add_argument("--only", default="a,b,c,d,e,f", help="parts")
-    parser.add_argument("--rounds", type=int, default=20, help="of big steps on a CPU a third")
+    parser.add_argument("--rounds", type=int, default=20, help="of turns")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -234,8 +237,8 @@ def figures(bench: Bench, parts: set[str], *, workers: int, trained: Path | None
 
 def steps(bench: Bench, name: str) -> list[Figure]:
     """a and c: our step, the bare loop's, and what a step is made of."""
-    rounds, per_turn = bench.turns(name)
-    recipe = bench.recipe(name, clips=4 if per_turn == 1 else None)
+    per_round, clips = bench.turns(name)
+    recipe = bench.recipe(name, clips=clips)
     with running(bench, recipe) as ours:
         bare = Bare(ours, recipe.objective)
         note = f"losses of the first steps differ by {difference(ours, bare):.0e} at most"
@@ -243,7 +246,7 @@ def steps(bench: Bench, name: str) -> list[Figure]:
         views = [batch.clips["teacher"] for batch in ours.batches]
         forward = Forward(teacher.model, views, tuple(teacher.taps), bench.machine)
         contenders = {"ours": ours, "bare": bare, "teacher": forward, "student": Bare(ours, HARD)}
-        seconds = bench.seconds(contenders, rounds=rounds, steps=per_turn)
+        seconds = bench.seconds(contenders, steps=per_round)
     parts = [one + other for one, other in zip(seconds["teacher"], seconds["student"])]
     figure = partial(Figure, recipe=name, clips=recipe.data.batch_size)
     made_of = "our step / teacher's forward pass + student alone"
@@ -260,14 +263,14 @@ def beside_torchdistill(bench: Bench, name: str) -> list[Figure]:
     if installed("torchdistill") is None:
         print("torchdistill is not installed: left out")
         return []
-    rounds, per_turn = bench.turns(name)
-    recipe = replace(bench.recipe(name, clips=4 if per_turn == 1 else None), objective=SHARED_TERMS)
+    per_round, clips = bench.turns(name)
+    recipe = replace(bench.recipe(name, clips=clips), objective=SHARED_TERMS)
     # Its weights decay otherwise: with small steps both see the same losses.
     recipe = replace(recipe, optim=replace(recipe.optim, warmup=0.0, lr=1e-6))
     with running(bench, recipe) as ours:
         theirs = Torchdistill(ours)
         note = f"losses of the first steps differ by {difference(ours, theirs):.0e} at most"
-        seconds = bench.seconds({"ours": ours, "theirs": theirs}, rounds=rounds, steps=per_turn)
+        seconds = bench.seconds({"ours": ours, "theirs": theirs}, steps=per_round)
     ratio = over(seconds["ours"], seconds["theirs"])
     what = "our step / torchdistill's"
     return [
@@ -277,16 +280,16 @@ def beside_torchdistill(bench: Bench, name: str) -> list[Figure]:
 
 def stored_outputs(bench: Bench, name: str) -> list[Figure]:
     """b: with stored outputs, with the teacher, and without any."""
-    recipe, folder, rounds = bench.recipe(name), bench.stored(name), bench.turns(name)[0]
+    recipe, folder, rounds = bench.recipe(name), bench.stored(name), max(bench.rounds // 4, 1)
     with ExitStack() as stack:
         # Whoever waits would decode ahead on a GPU machine: there all see the same batches.
         start = lambda one: stack.enter_context(running(bench, one, same_batches=bench.on_gpu))  # noqa: E731
         stored = start(replace(recipe, stored=str(folder)))
         alone = start(replace(recipe, teachers={}, objective=HARD))
-        seconds = bench.seconds({"stored": stored, "alone": alone}, rounds=bench.rounds, steps=1)
+        seconds = bench.seconds({"stored": stored, "alone": alone}, steps=bench.turns(name)[0])
         over_alone = over(seconds["stored"], seconds["alone"])
         online = start(recipe)
-        seconds = bench.seconds({"stored": stored, "online": online}, rounds=rounds, steps=1)
+        seconds = bench.seconds({"stored": stored, "online": online}, steps=bench.turns(name)[0], rounds=rounds)
     figure = partial(Figure, part="b", recipe=name, clips=recipe.data.batch_size)
     return [
         figure(what="step online / stored", ratio=over(seconds["online"], seconds["stored"]), wanted="15 or more"),
@@ -340,7 +343,7 @@ def compiled_teacher(bench: Bench, name: str, *, trained: Path | None) -> list[F
         compile_in_place(compiled, compilation)
         ways[compilation] = Forward(compiled, views, (), bf16)
     said = {way: torch.cat([one.logits(view).argmax(dim=1) for view in views]) for way, one in ways.items()}
-    seconds = bench.seconds(ways, rounds=bench.rounds, steps=LOG_EVERY)
+    seconds = bench.seconds(ways, steps=LOG_EVERY)
     figure = partial(Figure, part="f", recipe=name, clips=len(said["fp32"]) // len(views))
     weights, found = "untrained" if trained is None else "trained", []
     for compilation in get_args(Compilation):
