@@ -108,7 +108,7 @@ def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]
         if len(alone) > 1:
             raise ValueError(f"{alone[0]} and {alone[1]} could both be paired with {run}: name one of them")
         for other in alone:
-            key = recipes.dump(replace(recipe, seed=0, track=()))
+            key = recipes.dump(replace(recipe, seed=0, track=(), audit=0.0, preflight=0, checkpoint_every=1))
             trio = groups.setdefault(key, (Path(teacher.checkpoint), [], []))
             trio[1].append(other)
             trio[2].append(run)
