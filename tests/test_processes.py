@@ -20,6 +20,7 @@ from videokd.evaluate import evaluate
 from videokd.losses import CRD, DIST, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
 from videokd.machine import Machine
 from videokd.models import CompactShift, save_model
+from videokd.processes import joined
 from videokd.recipe import Recipe, TrainedTeacher, load
 from videokd.run_folder import read_metrics
 from videokd.train import train
@@ -64,7 +65,7 @@ def torchrun(recipe: Recipe, folder: Path, *more: str, processes: int = 2, resta
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
         *(f"--max-restarts={restarts}", str(SCRIPT), str(path), str(folder), *more),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Warning" not in done.stderr
@@ -137,6 +138,16 @@ def test_when_a_process_dies_torchrun_goes_on_from_the_last_checkpoint(distilled
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "died")
     whole, died = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "died"))
     assert all(torch.equal(whole[name], died[name]) for name in whole)
+
+
+def test_a_store_that_outlives_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "MAX_RESTARTS": "1", "USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name if name == "WORLD_SIZE" else f"TORCHELASTIC_{name}", value)
+    with (
+        pytest.raises(ValueError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before"),
+        joined(torch.device("cpu")),
+    ):
+        pass
 
 
 @pytest.mark.slow

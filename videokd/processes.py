@@ -45,12 +45,24 @@ def joined(device: torch.device) -> Iterator[None]:
     """Joins the processes that torchrun started, for as long as this lasts; alone, or joined already, nothing happens.
 
     GPUs talk by NCCL, and what lies in memory goes by gloo.
+
+    Raises:
+        ValueError: if torchrun is to start dead processes again but would hand the new ones the addresses of the dead.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and streams are those of the current device
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    if (
+        int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+        and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ):
+        # pytorch issue 135712: the store outlives the processes, and so do the addresses that they left in it.
+        raise ValueError(
+            "torchrun --max-restarts shares one store between all its starts, so that processes started again look for "
+            "the dead ones: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, on every machine"
+        )
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_LONGEST_WAIT)
     yield
     # Not after an error: the others may be waiting for this process, and it would wait for them.
