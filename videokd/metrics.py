@@ -17,7 +17,7 @@ from videokd.predictions import Predictions
 NUM_BINS = 15
 """Bins of confidence, as most papers have since Guo et al. 2017."""
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 
 
 def scores(predictions: Predictions) -> dict[str, Any]:
