@@ -56,8 +56,8 @@ def cost(model: Model, videos: Manifest, *, rounds: int) -> dict[str, object]:
     return {"ratio": asdict(times_faster(seconds["bare"], seconds["evaluation"])), "rounds": rounds}
 
 
-_PEAK = """
-import resource, sys, torch
+_PEAK = r"""
+import re, sys, torch
 from pathlib import Path
 from videokd.clips.lists import read_manifest
 from videokd.evaluate import evaluate
@@ -67,7 +67,7 @@ torch.manual_seed(0)
 videos = read_manifest(sys.argv[1])
 model = load("quickstart/alone.py").student.build(videos.classes)
 evaluate(model, videos, machine=Machine(device="cpu"))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
 """
 
 
