@@ -4,10 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy import stats
 
 from videokd.clips.lists import read_manifest
 from videokd.clips.loader import ClipDataset
+from videokd.clips.synthetic import draw, write_clip
 from videokd.clips.views import ViewGrid
 from videokd.contracts import Clip, Dense, InputSpec
 from videokd.evaluate import (
@@ -24,6 +26,8 @@ from videokd.evaluate import (
 from videokd.machine import Machine
 from videokd.metrics import calibration, fit_temperature, scores
 from videokd.models import CompactShift, save_model
+from videokd.recipe import load
+from videokd.train import train
 
 CPU = Machine(device="cpu")
 SPEC = InputSpec(frames=8, size=32, sampling=Dense(stride=2), crop_fraction=32 / 36)
@@ -216,3 +220,26 @@ def test_sets_of_several_labels_have_a_mean_average_precision(drawn_set: Path) -
     assert found.numbers["average_precision"][manifest.classes[0]] == pytest.approx(1)  # every video has it
     assert found.numbers["calibration"] is None
     assert set(found.numbers["temporal"]) == {"filmed", "shuffled"}
+
+
+def test_the_order_of_frames_says_nothing_of_videos_that_stand_still(tmp_path: Path) -> None:
+    # Three classes by colour, every frame like the first; `test_quickstart` has the set in which order is all.
+    for split, clips in (("train", 18), ("test", 9)):
+        for number in range(clips):
+            colour = ("red", "green", "blue")[number % 3]
+            drawing = draw(split, number)
+            frames = np.repeat(drawing.frames[:1], len(drawing.frames), axis=0) // 2
+            frames[..., number % 3] += 90
+            (tmp_path / "set" / split / colour).mkdir(parents=True, exist_ok=True)
+            write_clip(tmp_path / "set" / split / colour / f"{number}.mp4", replace(drawing, frames=frames))
+    recipe = load("quickstart/alone.py")
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, path=str(tmp_path / "set"), val_split=None, batch_size=9),
+        student=replace(recipe.student, width=4),
+        optim=replace(recipe.optim, steps=30),
+    )
+    train(recipe, tmp_path / "run", console=Console(quiet=True))
+    found = evaluate(tmp_path / "run", read_manifest(tmp_path / "set").split("test"), machine=CPU).numbers
+    assert found["top1"] > 0.8
+    assert set(found["temporal"].values()) == {found["top1"]}
