@@ -27,7 +27,9 @@ def on_object(saliency: Tensor, clip: Clip, videos: list[Video], dataset: ClipDa
     that split, what lies between them belongs to it, and of one that leaves on one side and comes in on the other, the
     part around its centre.
     """
-    covered = torch.stack([object_cover(video, clip.rows(torch.tensor([row])), dataset) for row, video in enumerate(videos)])
+    covered = torch.stack(
+        [object_cover(video, clip.rows(torch.tensor([row])), dataset) for row, video in enumerate(videos)]
+    )
     covered = covered.to(saliency.device, saliency.dtype)
     whole = saliency.sum(dim=(1, 2, 3))
     share = (saliency * covered).sum(dim=(1, 2, 3)) / torch.where(whole > 0, whole, torch.nan)

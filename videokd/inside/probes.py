@@ -149,9 +149,7 @@ def probe(
     return Probed(float((1 - errors / spread).mean()), 0.0, **counts)
 
 
-def _rows(
-    factor: Factor, features: _Floats, videos: Sequence[Video]
-) -> tuple[_Floats, list[tuple[float, ...] | str]]:
+def _rows(factor: Factor, features: _Floats, videos: Sequence[Video]) -> tuple[_Floats, list[tuple[float, ...] | str]]:
     """The clips of which the factor is known."""
     found = [(row, value) for row, video in enumerate(videos) if (value := factor.of(video)) is not None]
     return features[[row for row, _ in found]], [value for _, value in found]

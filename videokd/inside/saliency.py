@@ -128,8 +128,11 @@ def map_gradient(score: Tensor, values: Tensor, *, keep: bool = False) -> Tensor
     return found
 
 
-_LAYOUT = ("Permute", "Transpose", "T", "View", "UnsafeView", "Reshape", "ReshapeAlias", "Clone", "Slice", "Select")
-_LAYOUT += ("Unsqueeze", "Squeeze", "Alias", "Narrow", "AsStrided", "ToCopy", "Unflatten", "Split", "SplitWithSizes")
+_RESHAPED = ("View", "UnsafeView", "Reshape", "ReshapeAlias", "Unflatten", "Unsqueeze", "Squeeze", "AsStrided")
+_MOVED = ("Permute", "Transpose", "T", "Clone", "Alias", "ToCopy")
+_PICKED = ("Slice", "Select", "Narrow", "Split", "SplitWithSizes")
+_LAYOUT = {*_RESHAPED, *_MOVED, *_PICKED}
+"""What autograd calls the steps that change the layout alone."""
 
 
 def _parting(score: Tensor, values: Tensor) -> GradientEdge | None:
@@ -163,8 +166,8 @@ def on_clip(heat: FeatureMap, clip: Clip) -> Tensor:  # (B, T, H, W)
         after = torch.searchsorted(heat.times.contiguous(), clip.times.contiguous()).clamp(1, values.shape[1] - 1)
         before_times, after_times = heat.times.gather(1, after - 1), heat.times.gather(1, after)
         part = ((clip.times - before_times) / (after_times - before_times).clamp(min=1e-9)).clamp(0, 1)
-        picked = [torch.take_along_dim(values, at[:, :, None, None], dim=1) for at in (after - 1, after)]
-        values = torch.lerp(*picked, part[:, :, None, None].to(values.dtype))
+        before, then = (torch.take_along_dim(values, at[:, :, None, None], dim=1) for at in (after - 1, after))
+        values = torch.lerp(before, then, part[:, :, None, None].to(values.dtype))
     else:
         values = values.expand(-1, clip.times.shape[1], -1, -1)
     return F.interpolate(values, clip.frames.shape[-2:], mode="bilinear", align_corners=False)
