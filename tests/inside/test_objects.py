@@ -70,6 +70,16 @@ def test_share_and_area_match_a_hand_computed_case(tmp_path: Path) -> None:
     assert on_object(0 * saliency, clip, [video], dataset).share.isnan().all()
 
 
+def test_frames_are_not_made_larger_before_they_are_cut(tmp_path: Path) -> None:
+    # A crop of 0.6 is 38 of 64 pixels, whatever the model's size.
+    video = Video(id="a", path=tmp_path / "a.mp4", label="a", factors={"boxes": [[24, 28, 32, 31]] * 2})
+    spec = InputSpec(frames=2, size=64, crop_fraction=0.6)
+    dataset = ClipDataset(Manifest(tmp_path / "list", (video,), ("a",)), {"student": spec})
+    clip = Clip(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8), torch.tensor([[0.0, 0.125]]))
+    found = on_object(torch.ones(1, 2, 64, 64), clip, [video], dataset)
+    assert found.area.item() == pytest.approx(8 * 3 / 38**2)
+
+
 def test_of_videos_without_boxes_nothing_is_known(tmp_path: Path) -> None:
     video = Video(id="a", path=tmp_path / "a.mp4", label="a")
     dataset = ClipDataset(Manifest(tmp_path / "list", (video,), ("a",)), {"student": InputSpec(frames=2, size=16)})

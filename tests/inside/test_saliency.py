@@ -25,7 +25,7 @@ class Planted(ModelConfig):
 
 
 SPEC = InputSpec(frames=4, size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-WEIGHT = torch.tensor([[1.0, -1.0, 0.5], [-2.0, 0.0, 1.0]])
+WEIGHT = torch.tensor([[-2.0, 0.0, 1.0], [1.0, -1.0, 0.5]])  # of bright pictures, class b is the likelier
 
 
 class LinearNetwork(VideoModel):
@@ -104,18 +104,19 @@ def test_gradient_through_a_layout_is_that_of_the_tokens() -> None:
 
 def test_gradient_times_input_of_a_linear_network_without_bias_sums_to_the_logit() -> None:
     model, clip = LinearNetwork().eval(), clip_of()
-    found = explain(model, clip, torch.tensor([1, UNLABELLED]), tap=None)
+    found = explain(model, clip, torch.tensor([0, UNLABELLED]), tap=None)
     logits = found.outputs.logits
     assert logits is not None
+    assert logits[1, 1] > logits[1, 0]
     total = found.map.values.sum(dim=(1, 2, 3, 4))
-    assert torch.allclose(total, torch.stack([logits[0, 1], logits[1].amax()]), atol=1e-5)
+    assert torch.allclose(total, torch.stack([logits[0, 0], logits[1, 1]]), atol=1e-5)
 
 
 @pytest.mark.parametrize("tap", ["cells", None])
 def test_a_network_that_looks_at_a_corner_has_its_saliency_there(tap: str | None) -> None:
     clip = clip_of(InputSpec(frames=8, size=16))
     model = CornerNetwork(InputSpec(frames=8, size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))).eval()
-    heat = on_clip(explain(model, clip, torch.tensor([0, 0]), tap=tap).map, clip).abs()
+    heat = on_clip(explain(model, clip, torch.tensor([1, 1]), tap=tap).map, clip).abs()
     assert heat.shape == (2, 8, 16, 16)
     # Between cells it fades: those of Grad-CAM are 4 pixels wide and 2 frames long.
     reach = 0 if tap is None else 1
@@ -157,6 +158,15 @@ def test_agreement_is_on_the_coarser_grid_at_the_same_seconds() -> None:
     assert (found.spearman.item(), found.iou.item()) == (pytest.approx(1), 1)
     moved = agreement(FeatureMap(coarse, times), FeatureMap(fine.flip(1), finer_times))
     assert moved.spearman.item() < 0.9
+
+
+def test_single_pixels_and_signs_do_not_matter_to_agreement() -> None:
+    cells = torch.rand(1, 1, 16, 16, 1, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 2)
+    cells = 1 + cells.repeat_interleave(2, 3)
+    board = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1  # as much up as down in every 2 x 2 pixels
+    noisy = cells + 0.9 * board[:, :, None]
+    found = agreement(FeatureMap(cells, torch.zeros(1, 1)), FeatureMap(-noisy, torch.zeros(1, 1)))
+    assert (found.spearman.item(), found.iou.item()) == (pytest.approx(1, abs=1e-3), 1)
 
 
 def test_a_network_that_looks_nowhere_agrees_with_nobody() -> None:
