@@ -12,6 +12,7 @@ FLOORS = {
     "quickstart": 8,
     "train": 7,
     "assembly": 5,
+    "inside": 6,
     "report": 6,
     "label": 6,
     "preflight": 6,
