@@ -16,6 +16,7 @@ FLOORS = {
     "label": 6,
     "preflight": 6,
     "evaluate": 5,
+    "predict": 6,
     "recipe": 4,
     "teachers": 2,
     "distill": 3,
