@@ -21,6 +21,7 @@ FLOORS = {
     "protocols": 2,
     "metrics": 2,
     "fidelity": 3,
+    "predict": 6,
     "recipe": 4,
     "teachers": 2,
     "distill": 3,

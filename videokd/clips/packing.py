@@ -155,7 +155,7 @@ class _Encode:
 def _pictures(video: Video, index: VideoIndex, size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
     """Every frame, upright, (H, W, 3)."""
     if video.packed is None and video.path.is_file():
-        pictures = reading.walk(video.path, index=index, size=size)
+        pictures = reading.walk(video.path, Cut(range(index.num_frames), size=size), index=index)
     else:
         reader = reader_of(video)
         pictures = (

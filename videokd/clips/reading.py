@@ -197,24 +197,30 @@ def read_cuts(
         ]
 
 
-def walk(path: str | Path, *, index: VideoIndex, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Every frame of the index in turn, upright, at this (height, width): uint8 (3, H, W).
+def walk(path: str | Path, cut: Cut, *, index: VideoIndex) -> Iterator[Tensor]:
+    """The cut's frames one by one, in one pass, upright: uint8 (3, H, W); `cut.numbers` rise.
 
     Raises:
         VideoError: where one can't be read.
     """
     numbers = {int(pts): number for number, pts in enumerate(index.pts)}
-    shown = 0
+    wanted = iter(cut.numbers)
+    awaited, shown = next(wanted, None), 0
     with _opened(Path(path), None) as video:
-        for place, frame in enumerate(video.decode_all()):
-            number = place if index.access == "count" else numbers.get(-1 if frame.pts is None else frame.pts)
-            if number is not None:
-                canvas = Canvas(Cut([number], size=size), names=np.arange(number + 1), size=(index.height, index.width))
-                canvas.paint(number, frame)
+        for place, frame in enumerate(video.decode_all() if awaited is not None else ()):
+            if awaited == (place if index.access == "count" else numbers.get(-1 if frame.pts is None else frame.pts)):
+                canvas = Canvas(
+                    replace(cut, numbers=[0]), names=np.zeros(1, np.int64), size=(index.height, index.width)
+                )
+                canvas.paint(0, frame)
                 shown += 1
                 yield canvas.frames()[0]
-    if shown != index.num_frames:
-        raise VideoError(path, f"{shown} of its {index.num_frames} frames decode", "broken")
+                awaited = next(wanted, None)
+                if awaited is None:
+                    return
+    if awaited is not None:
+        reason = f"{shown} of the {len(cut.numbers)} frames that are wanted of its {index.num_frames} decode"
+        raise VideoError(path, reason, "broken" if shown else "no frames")
 
 
 def num_decodable(path: str | Path) -> tuple[int, VideoError | None]:
