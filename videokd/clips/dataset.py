@@ -304,6 +304,14 @@ def video_index(video: Video, table: FrameTable | None) -> VideoIndex:
     return _scan(video)
 
 
+def centred_box(index: VideoIndex, spec: InputSpec) -> Box:
+    """The part of a video's frames that the centred test view of a single party shows, for those who read by
+    themselves."""
+    height, width = _nominal(index, spec.short_side)
+    placement = views.centred(height=height, width=width, crop_fraction=spec.crop_fraction)
+    return _scaled(placement.box, (height, width), (index.height, index.width))
+
+
 def file_bytes(video: Video) -> int | None:
     """Size of a video's file, or of its part of a shard; None where it is no file."""
     if video.packed is not None:
@@ -369,7 +377,7 @@ class _InFile:
     def __init__(self, video: Video, index: VideoIndex, backend: Backend, *, short_side: int) -> None:
         self._video, self._index, self._backend = video, index, backend
         # A small video is enlarged once, after its crop, and not twice.
-        self.nominal = resized((index.height, index.width), min(short_side, index.height, index.width))
+        self.nominal = _nominal(index, short_side)
         self.times = index.times
 
     def cut(self, wanted: Sequence[_Wanted]) -> list[Frames]:
@@ -396,6 +404,10 @@ class _InMemory:
             where = places(numbers)
             found.append(Frames(cut_out(frames[where], Cut((), box, (size, size))), times[where]))
         return found
+
+
+def _nominal(index: VideoIndex, short_side: int) -> tuple[int, int]:
+    return resized((index.height, index.width), min(short_side, index.height, index.width))
 
 
 def _scaled(box: Box, nominal: tuple[int, int], stored: tuple[int, int]) -> Box:
