@@ -12,7 +12,7 @@ FLOORS = {
     "quickstart": 8,
     "train": 7,
     "assembly": 5,
-    "report": 6,
+    "report": 7,
     "label": 6,
     "preflight": 6,
     "evaluate": 5,

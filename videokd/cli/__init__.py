@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from videokd.cli import checking, evaluation, labelling, lists, looks, runs
+from videokd.cli import checking, evaluation, labelling, lists, looks, reporting, runs
 from videokd.config import nearest
 from videokd.label import Stopped
 from videokd.processes import is_first
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": runs.quickstart,
     "evaluate": evaluation.evaluate,
     "compare": runs.compare,
+    "report": reporting.report,
     "models": looks.models,
     "losses": looks.losses,
     "doctor": looks.doctor,
@@ -45,6 +46,7 @@ usage: videokd COMMAND
   label RECIPE          store what a recipe's teachers say of its clips, for many runs to train on
   evaluate MODEL [LIST]  score a run, a saved model or a published one on held-out videos
   compare RUN...        runs beside each other: scores, gains, and what differs
+  report RUN|STUDY...   one page that shows it all: scores, gains, mistakes, videos won and lost, how runs differ
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
   losses [NAME]         the losses and weightings, with papers and defaults
   models                the built-in architectures: parameters and cost

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-Kind = Literal["text", "arm", "share", "points", "ratio", "count", "number", "size", "seconds"]
+Kind = Literal["text", "name", "arm", "share", "points", "ratio", "count", "number", "size", "seconds"]
 """How a column's values are shown. Values are plain: a share of 0.82 is shown as 82.0 under a title that says %, points
-are differences of shares, a ratio is a share without decimals, a size is shown with its metric prefix."""
+are differences of shares, a ratio is a share without decimals, a size is shown with its metric prefix. A name is a
+text that is not broken into lines."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ class Chapter:
 
     title: str
     verdict: str
+    """Its first sentence is the headline."""
     facts: Sequence[tuple[str, str]]
     """Name and value, one line each."""
     looks: Mapping[str, Look]
@@ -228,7 +230,7 @@ def shown(cell: Cell, kind: Kind) -> str:
     if kind == "count":
         return f"{cell:,}" if isinstance(cell, int) else f"{cell:,.1f}"
     signs = {"points": f"{100 * cell:+.1f}", "share": f"{100 * cell:.1f}", "ratio": f"{100 * cell:.0f} %"}
-    text = signs.get(kind) or (f"{cell:,.0f} s" if kind == "seconds" else f"{cell:.4g}")
+    text = signs.get(kind) or (f"{cell:,.0f} s" if kind == "seconds" else _significant(cell))
     # A difference of nothing has no sign, and a minus is as wide as a plus.
     return text.replace("-", "−") if text.strip("+-0. %") else text.strip("+-")
 
@@ -241,6 +243,17 @@ def plain(cell: Cell) -> Any:
 def order_of(cell: Cell) -> float | str | None:
     """What a value is sorted by."""
     return cell.mean if isinstance(cell, Spread | Span) else cell
+
+
+def _significant(value: float) -> str:
+    """Three figures, with the zeros that keep a column in line."""
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:#.3g}".rstrip(".")
+        if abs(value) < 1000
+        else f"{value:,.0f}"
+    )
 
 
 def _magnitude(value: float, kind: Kind) -> str:

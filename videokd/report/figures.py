@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -10,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from videokd.report.content import Look, shown
 from videokd.report.svg import FAINT, HEAT, INK, LINE, PAPER, STYLE
 
 Looks = Mapping[str, Look]
-WIDE, SMALL = 5.4, 3.1
+WIDE, SMALL = 4.8, 3.1
 """Inches: a picture that stands alone, and one of several side by side."""
 
 _ROW = 0.36
@@ -25,14 +26,16 @@ _LABEL = 22
 
 
 @rc_context(STYLE)
-def scores(each: Mapping[str, Sequence[float]], looks: Looks, *, axis: str, chance: float | None = None) -> Figure:
-    """Every run of every arm as a dot, and the arm's mean: shares, shown in per cent.
+def scores(
+    each: Mapping[str, Sequence[float]], looks: Looks, *, axis: str, line: tuple[float, str] | None = None
+) -> Figure:
+    """Every run of every arm as a mark, and the arm's mean as a bar: shares, shown in per cent.
 
     Args:
         each: arm -> scores of its runs.
         looks: of the arms.
         axis: what the scores are.
-        chance: what guessing would score.
+        line: a score to compare all with, such as chance, and its name.
     """
     figure, axes = _rows(len(each))
     for row, (arm, values) in enumerate(each.items()):
@@ -42,28 +45,29 @@ def scores(each: Mapping[str, Sequence[float]], looks: Looks, *, axis: str, chan
         axes.plot([percent.mean()] * 2, [row - 0.3, row + 0.3], color=look.light, lw=2.6, solid_capstyle="round")
         axes.annotate(
             f"{percent.mean():.1f}",
-            (max(percent.max(), percent.mean()), row),
+            (percent.max(), row),
             (7, 0),
             textcoords="offset points",
             va="center",
             weight="bold",
         )
-    if chance is not None:
-        axes.axvline(100 * chance, color=FAINT, lw=1, ls=(0, (2, 2)))
-        axes.annotate("chance", (100 * chance, -0.62), (3, 0), textcoords="offset points", color=FAINT, fontsize=8.5)
-    low = min([100 * value for values in each.values() for value in values], default=0)
-    top = max([100 * value for values in each.values() for value in values], default=100)
-    left = 0 if chance is not None and low - 100 * chance < 40 else max(0.0, low - 0.25 * (top - low) - 2)
-    if chance is not None and left > 100 * chance:
-        left = 0
-    axes.set_xlim(left, min(top + 0.14 * (top - left) + 1, 112))
+    low, top = (pick(100 * value for values in each.values() for value in values) for pick in (min, max))
+    left = max(0.0, low - 0.25 * (top - low) - 2)
+    if line is not None:
+        value, name = line
+        # A line that is far off would leave the arms no room.
+        left = min(left, max(0.0, 100 * value - 4)) if low - 100 * value < 2 * (top - low) + 25 else left
+        if 100 * value >= left:
+            axes.axvline(100 * value, color=FAINT, lw=1, ls=(0, (2, 2)))
+            axes.annotate(name, (100 * value, -0.6), (4, 0), textcoords="offset points", color=FAINT, fontsize=8.5)
+    axes.set_xlim(left, top + 0.16 * (top - left) + 1)
     _names(axes, [looks[arm].title for arm in each])
     axes.set_xlabel(axis)
     return figure
 
 
 @rc_context(STYLE)
-def differences(found: Mapping[str, Mapping[str, object]], looks: Looks, *, axis: str) -> Figure:
+def differences(found: Mapping[str, Mapping[str, Any]], looks: Looks, *, axis: str) -> Figure:
     """Differences to another arm with their intervals, and every pair as a dot: shares, shown in points.
 
     Args:
@@ -75,10 +79,10 @@ def differences(found: Mapping[str, Mapping[str, object]], looks: Looks, *, axis
     axes.axvline(0, color=FAINT, lw=1)
     for row, (arm, one) in enumerate(found.items()):
         look = looks[arm]
-        mean, each = 100 * float(one["mean"]), 100 * np.array(one.get("each", ()))  # type: ignore[arg-type,call-overload]
+        mean, each = 100 * one["mean"], 100 * np.array(one.get("each", ()))
         axes.plot(each, np.full(len(each), row + 0.24), look.marker, color=look.light, ms=3.6, alpha=0.5, mew=0)
         if one.get("low") is not None and one.get("high") is not None:
-            ends = [100 * float(one["low"]), 100 * float(one["high"])]  # type: ignore[arg-type]
+            ends = [100 * one["low"], 100 * one["high"]]
             axes.plot(ends, [row, row], color=look.light, lw=2.4, solid_capstyle="round")
         axes.plot([mean], [row], look.marker, color=look.light, ms=7.5, markeredgecolor=PAPER, mew=1)
     _names(axes, [looks[arm].title for arm in found])
@@ -117,9 +121,10 @@ def over_cost(points: Mapping[str, tuple[float, float]], looks: Looks, *, axis: 
                 looks[arm].title,
                 (cost, 100 * points[arm][1]),
                 xytext=(14, place),
-                textcoords=("offset points", "data"),  # type: ignore[arg-type]
+                textcoords=("offset points", "data"),
                 va="center",
                 fontsize=9,
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
                 arrowprops={"arrowstyle": "-", "color": LINE, "lw": 0.7, "shrinkA": 1, "shrinkB": 4},
             )
     axes.grid(axis="both")
@@ -140,7 +145,7 @@ def curves(
     height: float = 2.2,
     width: float = SMALL,
     percent: bool = False,
-    log: bool = False,
+    log: Literal["", "x", "y"] = "",
     single: bool = True,
     names: bool = False,
 ) -> Figure:
@@ -154,7 +159,7 @@ def curves(
         height: of the picture, in inches.
         width: of the picture, in inches.
         percent: whether y is a share.
-        log: whether y is shown in powers.
+        log: which axis is shown in powers.
         single: whether the runs are drawn at all.
         names: whether a legend is drawn.
     """
@@ -169,17 +174,21 @@ def curves(
             for x, y in arrays:
                 axes.plot(x, y, color=look.light, alpha=0.22, lw=0.9)
         x = max((x for x, _ in arrays), key=len)
-        mean = np.mean([np.interp(x, *one, left=np.nan, right=np.nan) for one in arrays], axis=0)
-        marks = {"marker": look.marker, "ms": 5} if len(x) == 1 else {}
-        axes.plot(
-            x, mean, color=look.light, lw=1.9, ls=(0, (3, 1.5)) if look.dashed else "-", label=look.title, **marks
-        )
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        # Of the runs that came so far: one may have stopped early.
+        mean = np.nanmean([np.interp(x, *one, left=np.nan, right=np.nan) for one in arrays], axis=0)
+        style = (0, (3, 1.5)) if look.dashed else "-"
+        marker = look.marker if len(x) == 1 else ""
+        axes.plot(x, mean, marker, color=look.light, lw=1.9, ls=style, label=look.title)
     axes.set_title(title)
     axes.set_xlabel(axis)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    if log == "x":
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    if log == "y":
+        axes.set_yscale("log")
+    for one in (axes.xaxis, axes.yaxis):
+        one.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: shown(value, "size").replace(" ", "") if value else "0")
     )
@@ -213,46 +222,43 @@ def dumbbells(
 
 @rc_context(STYLE)
 def heat(
-    values: ArrayLike,
+    matrices: Mapping[str, ArrayLike],
     *,
     rows: Sequence[str],
     columns: Sequence[str],
     row_axis: str,
     column_axis: str,
-    title: str = "",
     percent: bool = False,
     top: float = 1.0,
     width: float = SMALL,
 ) -> Figure:
-    """A matrix (rows, columns) in [0, top], the stronger the more; with its numbers where there is room."""
-    matrix = np.asarray(values, dtype=float)
+    """Matrices (rows, columns) in [0, top] side by side, the stronger the more, with their numbers where there is room.
+
+    Args:
+        matrices: by their titles.
+        rows: their names.
+        columns: their names.
+        row_axis: what rows are.
+        column_axis: what columns are.
+        percent: whether the numbers are shares.
+        top: the strongest value.
+        width: of one matrix, in inches.
+    """
     side = width / max(len(columns) + 3, 7)
-    height = max(side * len(rows), 0.34 * len(rows) if len(rows) < 12 else 0) + 1.25
-    with rc_context({"axes.edgecolor": "none"}):
-        figure, axes = _canvas(width, height, grid=False)
-    colour = np.array([int(HEAT[place : place + 2], 16) / 255 for place in (1, 3, 5)])
-    picture = np.zeros((*matrix.shape, 4))
-    picture[..., :3] = colour
-    # A negative one, an unbiased estimate below nothing, is drawn as nothing.
-    picture[..., 3] = 0.8 * np.clip(np.nan_to_num(matrix) / top, 0, 1)
-    edges_x, edges_y = np.arange(len(columns) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5
-    for (row, column), strength in np.ndenumerate(picture[..., 3]):
-        if strength > 0.004:
-            corner = (edges_x[column] + 0.03, edges_y[row] + 0.03)
-            axes.add_patch(_cell(corner, alpha=float(strength)))
-    if len(columns) <= 12:
-        for (row, column), value in np.ndenumerate(matrix):
-            text = "–" if math.isnan(value) else f"{100 * value:.0f}" if percent else f"{value:.2f}"
-            if not (percent and text == "0"):
-                axes.text(column, row, text, ha="center", va="center", fontsize=7.5 if len(columns) > 8 else 8.5)
-    axes.set_xlim(edges_x[0], edges_x[-1])
-    axes.set_ylim(edges_y[-1], edges_y[0])
-    size = 9 if max(len(rows), len(columns)) <= 12 else 6.5
-    axes.set_xticks(range(len(columns)), [cut(name, 14) for name in columns], rotation=90, fontsize=size)
-    axes.set_yticks(range(len(rows)), [cut(name, 14) for name in rows], fontsize=size)
-    axes.set_xlabel(column_axis)
-    axes.set_ylabel(row_axis)
-    axes.set_title(title)
+    height = max(side, 0.27 if len(rows) <= 12 else 0) * len(rows) + 1.25
+    figure = Figure(figsize=(width * len(matrices), height), layout="constrained")
+    panels = figure.subplots(1, len(matrices), sharey=True, squeeze=False)[0]
+    for axes, (title, values) in zip(panels, matrices.items(), strict=True):
+        axes.spines[:].set_visible(False)
+        _cells(axes, np.asarray(values, dtype=float), percent=percent, top=top)
+        size = 9 if max(len(rows), len(columns)) <= 12 else 6.5
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), [cut(name, 14) for name in columns], rotation=90, fontsize=size)
+        axes.set_yticks(range(len(rows)), [cut(name, 14) for name in rows], fontsize=size)
+        axes.set_xlabel(column_axis)
+        axes.set_title(title)
+    panels[0].set_ylabel(row_axis)
     return figure
 
 
@@ -265,7 +271,7 @@ def reliability(bins: Mapping[str, Sequence[tuple[float, float, float]]], looks:
         look = looks[arm]
         if points:
             sure, right, share = (np.array(one) for one in zip(*points, strict=True))
-            axes.plot(100 * sure, 100 * right, color=look.light, lw=1.4, ls=(0, (3, 1.5)) if look.dashed else "-")
+            axes.plot(100 * sure, 100 * right, color=look.light, lw=1.1, alpha=0.55)
             axes.scatter(
                 100 * sure, 100 * right, s=8 + 160 * share, color=look.light, marker=look.marker, alpha=0.75, lw=0
             )
@@ -285,8 +291,8 @@ def bars(
     *,
     axis: str,
     percent: bool = True,
-    line: tuple[float, str] | None = None,
-    height: float = 2.9,
+    height: float = 2.7,
+    names: bool = False,
 ) -> Figure:
     """Bars side by side: group -> arm -> value.
 
@@ -295,8 +301,8 @@ def bars(
         looks: of the arms.
         axis: what the values are.
         percent: whether they are shares.
-        line: a value to compare all with, and its name.
         height: of the picture, in inches.
+        names: whether a legend is drawn.
     """
     figure, axes = _canvas(WIDE, height)
     scale = 100 if percent else 1
@@ -309,7 +315,9 @@ def bars(
             if value is None:
                 continue
             place = group + (number - (len(arms) - 1) / 2) * step
-            axes.bar(place, scale * value, width=0.9 * step, color=look.light, alpha=0.5 if look.dashed else 0.9)
+            label = look.title if group == 0 else None
+            alpha = 0.5 if look.dashed else 0.9
+            axes.bar(place, scale * value, width=0.9 * step, color=look.light, alpha=alpha, label=label)
             if len(arms) * len(groups) <= 20:
                 text = f"{scale * value:.0f}" if percent else f"{value:.2f}"
                 axes.annotate(
@@ -320,21 +328,12 @@ def bars(
                     ha="center",
                     fontsize=8,
                 )
-    if line is not None:
-        axes.axhline(scale * line[0], color=FAINT, lw=1, ls=(0, (2, 2)))
-        axes.annotate(
-            line[1],
-            (len(groups) - 0.5, scale * line[0]),
-            (0, 3),
-            textcoords="offset points",
-            ha="right",
-            color=FAINT,
-            fontsize=8.5,
-        )
     axes.set_xticks(range(len(groups)), [cut(name) for name in groups])
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.margins(y=0.12)
     axes.set_ylabel(axis)
+    if names:
+        figure.legend(loc="outside lower center", ncols=len(arms), fontsize=9)
     return figure
 
 
@@ -383,8 +382,17 @@ def cut(name: str, length: int = _LABEL) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-def _cell(corner: tuple[float, float], *, alpha: float) -> Rectangle:
-    return Rectangle(corner, 0.94, 0.94, facecolor=HEAT, edgecolor="none", alpha=alpha)
+def _cells(axes: Axes, matrix: NDArray[np.float64], *, percent: bool, top: float) -> None:
+    # Rectangles and no picture: they take their colour from the page.
+    for (row, column), value in np.ndenumerate(matrix):
+        # An unbiased estimate may fall below nothing, and is drawn as nothing.
+        strength = 0.0 if math.isnan(value) else 0.8 * min(max(value / top, 0.0), 1.0)
+        if strength > 0.004:
+            corner = (column - 0.47, row - 0.47)
+            axes.add_patch(Rectangle(corner, 0.94, 0.94, facecolor=HEAT, edgecolor="none", alpha=strength))
+        text = "–" if math.isnan(value) else f"{100 * value:.0f}" if percent else f"{value:.2f}"
+        if matrix.shape[1] <= 12 and not (percent and text == "0"):
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5 if matrix.shape[1] > 8 else 8.5)
 
 
 def _rows(number: int, *, step: float = _ROW) -> tuple[Figure, Axes]:
@@ -401,12 +409,11 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [cut(name) for name in names])
 
 
-def _canvas(width: float, height: float, *, grid: bool = True) -> tuple[Figure, Axes]:
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    if grid:
-        axes.grid(axis="y")
+    axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.tick_params(colors=LINE, labelcolor=INK)
     return figure, axes

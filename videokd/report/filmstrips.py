@@ -291,7 +291,7 @@ def encoded(film: NDArray[np.uint8], *, fps: float) -> bytes:
     """
     height, width = film.shape[1] // 2 * 2, film.shape[2] // 2 * 2
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"preset": "fast", "crf": "27", "threads": "1"}
@@ -315,14 +315,12 @@ def overlaid(strip: Strip) -> NDArray[np.uint8]:
 
 def _strip(frames: NDArray[np.uint8], *, said: str) -> Picture:
     """Frames (T, H, W, 3) side by side."""
-    gap = 4
-    height, width = frames.shape[1:3]
+    gap, height = 6, HEIGHT
+    width = max(1, round(frames.shape[2] * height / frames.shape[1]))
     picture = Image.new("RGBA", (len(frames) * (width + gap) - gap, height))
     for number, frame in enumerate(frames):
-        picture.paste(Image.fromarray(frame), (number * (width + gap), 0))
-    if height != HEIGHT // 2 * 2 and height < HEIGHT:
-        scale = HEIGHT / height
-        picture = picture.resize((round(picture.width * scale), HEIGHT), Image.Resampling.BICUBIC)
+        one = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
+        picture.paste(one, (number * (width + gap), 0))
     file = io.BytesIO()
     picture.save(file, "WEBP", quality=80, method=4)
     return Picture(data=file.getvalue(), media="image/webp", said=said, width=picture.width, height=picture.height)

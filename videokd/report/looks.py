@@ -40,7 +40,7 @@ def looks_of(arms: Iterable[str], titles: dict[str, str] | None = None) -> dict[
     arms, titles = list(arms), titles or {}
     taken = {LOOKS[arm].light for arm in arms if arm in LOOKS}
     spare = [one for one in _SPARE if one[0] not in taken] or list(_SPARE)
-    found = {}
+    found: dict[str, Look] = {}
     for arm in arms:
         if arm in LOOKS:
             look = LOOKS[arm]

@@ -81,7 +81,9 @@ def _table(table: Table, chapter: Chapter) -> list[str]:
     lines = [f"**{text(table.title)}**", ""] if table.title else []
     lines.append("| " + " | ".join(text(column.title) for column in table.columns) + " |")
     lines.append(
-        "| " + " | ".join("---" if column.kind in ("text", "arm") else "---:" for column in table.columns) + " |"
+        "| "
+        + " | ".join("---" if column.kind in ("text", "name", "arm") else "---:" for column in table.columns)
+        + " |"
     )
     for row in table.rows:
         cells = [

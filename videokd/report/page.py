@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -139,7 +140,15 @@ def html(chapters: Sequence[Chapter], svgs: dict[tuple[int, str, int], str]) -> 
             )
         )
 
-    environment.filters |= {"shown": shown, "order": order_of, "css": css_name, "data": _data, "kind": _kind}
+    environment.filters |= {
+        "shown": shown,
+        "order": order_of,
+        "css": css_name,
+        "data": _data,
+        "kind": _kind,
+        "headline": _headline,
+        "unbroken": _unbroken,
+    }
     environment.globals |= {"picture": picture}
     script = (Path(__file__).parent / "template" / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -237,11 +246,34 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     seeds = {run.pair[1] for run in subject.runs if run.pair is not None}
     facts.append(("runs", f"{len(subject.runs)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"))
     facts.append(("views", str(at(evaluation, "views", "protocol") or "")))
+    facts.append(("data debt", _debt(subject)))
     return [(name, value) for name, value in facts if value]
 
 
+def _debt(subject: Subject) -> str:
+    """Of the run with the most: a number that stands beside a score must say it."""
+    each = [one for arm in subject.arms.values() for one in arm.evaluations]
+    scored = max((len(one.get("skipped") or ()) for one in each), default=0)
+    trained = max((one.get("skipped_in_training") or 0 for one in each), default=0)
+    leaked = max((one.get("trained_on") or 0 for one in each), default=0)
+    said = {"not scored": scored, "not trained on": trained, "scored though trained on": leaked}
+    found = [f"{number} {how}" for how, number in said.items() if number]
+    return f"{', '.join(found)} (videos, at most of a run)" if found else "none" if each else ""
+
+
 def _made() -> str:
-    return f"videokd {videokd.__version__}, {datetime.now(UTC).isoformat(sep=' ', timespec='minutes').removesuffix('+00:00')} UTC"
+    return f"videokd {videokd.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _headline(verdict: str) -> tuple[str, str]:
+    """The first sentence, and the others."""
+    first, _, rest = re.sub(r"\. (?=[A-Z])", ".\n", verdict).partition("\n")
+    return first, rest.replace("\n", " ")
+
+
+def _unbroken(text: str) -> str:
+    """No line ends between a number and its %."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _data(content: bytes, media: str) -> str:

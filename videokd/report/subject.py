@@ -136,7 +136,7 @@ class Subject:
     @property
     def evaluation(self) -> Mapping[str, Any]:
         """Any evaluation: for what they all share."""
-        return next((one for arm in reversed(self.arms.values()) for one in arm.evaluations), {})
+        return next((one for arm in reversed(list(self.arms.values())) for one in arm.evaluations), {})
 
     @property
     def runs(self) -> list[Run]:

@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -18,7 +19,7 @@ from videokd.report.content import Look
 INK, FAINT, LINE, PAPER, HEAT = "#1b1f24", "#5c6570", "#d5dae1", "#fffffe", "#2a6fbb"
 """Text; text beside it; axes and grids; behind all; heat maps, whose strength is their opacity."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "videokd",
     # Class names may have dollars.
@@ -27,13 +28,13 @@ STYLE = {
     "axes.labelcolor": FAINT,
     "axes.edgecolor": LINE,
     "axes.facecolor": "none",
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.unicode_minus": True,
     "figure.facecolor": PAPER,
-    "font.size": 9.5,
+    "font.size": 9.2,
     "grid.color": LINE,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
@@ -48,7 +49,7 @@ STYLE = {
 }
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}"
-_SCHEME = {INK: "currentColor", FAINT: "var(--faint)", LINE: "var(--line)", PAPER: "none", HEAT: "var(--heat)"}
+_SCHEME = {INK: "currentColor", FAINT: "var(--faint)", LINE: "var(--line)", PAPER: "var(--paper)", HEAT: "var(--heat)"}
 
 
 def drawn(figure: Figure) -> str:

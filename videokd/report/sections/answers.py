@@ -16,6 +16,8 @@ CLASSES_OF_A_PLOT = 24
 """With more, only those that changed most are drawn."""
 CLASSES_OF_A_MATRIX = 30
 MISTAKES = 60
+CLIPS_OF_A_BIN = 5
+"""With fewer, the accuracy of a bin of confidence says nothing."""
 
 
 def classes(subject: Subject) -> Section | Missing:
@@ -31,7 +33,7 @@ def classes(subject: Subject) -> Section | Missing:
     baseline, main = subject.baseline, subject.main
     arms = [name for name in subject.arms if any(each.get(name) is not None for each in found.values())]
     clips = _clips(subject)
-    columns = [Column(title="class", kind="text")]
+    columns = [Column(title="class", kind="name")]
     columns += [Column(title="clips", kind="count")] if clips else []
     columns += [Column(title=f"{subject.looks[name].title} %", kind="share") for name in arms]
     paired = baseline is not None and main is not None and baseline in arms and main in arms
@@ -94,14 +96,13 @@ def confusion(subject: Subject) -> Section | Missing:
         panels = [
             Panel(
                 figure=figures.heat(
-                    share,
+                    {subject.looks[arm].title: share},
                     rows=names,
                     columns=names,
                     row_axis="true class",
                     column_axis="predicted class",
-                    title=subject.looks[arm].title,
                     percent=True,
-                    width=3.9,
+                    width=3.4,
                 ),
                 said=f"confusion of {subject.looks[arm].title}: {_worst(share, names)}",
             )
@@ -110,8 +111,8 @@ def confusion(subject: Subject) -> Section | Missing:
         blocks.append(
             Plot(
                 name="confusion",
-                caption="Per cent of each true class (rows) that is taken for each class (columns), over all runs of the "
-                "arm. A good model has its colour on the diagonal alone.",
+                caption="Per cent of each true class (rows) that is taken for each class (columns), over all runs. A "
+                "good model has its colour on the diagonal alone.",
                 panels=panels,
             )
         )
@@ -160,9 +161,9 @@ def calibration(subject: Subject) -> Section | Missing:
         else []
     )
     rows: list[list[Cell]] = []
-    for name, each in found.items():
-        row: list[Cell] = [name, *(_mean(each, key) for key in ("nll", "brier", "ece"))]
-        row += [_mean(each, "temperature")] if after else []
+    for name, of_runs in found.items():
+        row: list[Cell] = [name, *(_mean(of_runs, key) for key in ("nll", "brier", "ece"))]
+        row += [_mean(of_runs, "temperature")] if after else []
         row += [_mean(scaled[name], key) for key in ("nll", "brier", "ece")] if after else []
         rows.append(row)
     fitted = next((one["fitted_on"] for each in found.values() for one in each if one.get("fitted_on")), None)
@@ -179,7 +180,8 @@ def calibration(subject: Subject) -> Section | Missing:
             Plot(
                 name="calibration",
                 caption="On the dashed line confidence is honest; below it the model is surer than it should be. The "
-                "size of a mark is the share of clips. Lower is better for all numbers.",
+                "size of a mark is the share of clips; bins of fewer than five are left out. Of all numbers, lower is "
+                "better.",
                 panels=panels,
                 arms=[name for name in subject.shown if name in found],
                 numbers=None,
@@ -229,7 +231,7 @@ def _worst(share: NDArray[np.float64], names: Sequence[str]) -> str:
 
 def _mistakes(subject: Subject, shares: Mapping[str, NDArray[np.float64]], names: Sequence[str], *, last: str) -> Table:
     paired = subject.baseline in shares and subject.main in shares
-    columns = [Column(title="true class", kind="text"), Column(title="taken for", kind="text")]
+    columns = [Column(title="true class", kind="name"), Column(title="taken for", kind="name")]
     columns += [Column(title=f"{subject.looks[arm].title} %", kind="share") for arm in shares]
     columns += [Column(title="changed", kind="points", note="negative: the mistake became rarer")] if paired else []
     most = np.max([share * (1 - np.eye(len(names))) for share in shares.values()], axis=0)
@@ -253,7 +255,7 @@ def _bins(each: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, float]]
     points = []
     for same in zip(*(found["bins"] for found in each), strict=False):
         clips = sum(one["clips"] for one in same)
-        if clips:
+        if clips >= CLIPS_OF_A_BIN:
             sure, right = (
                 sum(one["clips"] * (one[key] or 0) for one in same) / clips for key in ("confidence", "accuracy")
             )

@@ -67,7 +67,7 @@ def time(subject: Subject) -> Section | Missing:
         blocks=[
             Plot(
                 name="time",
-                caption="The same videos with their frames disturbed. A model that uses motion falls from left to right; "
+                caption="The same videos, their frames disturbed. A model that uses motion falls from left to right, "
                 "one that only recognises pictures stays level. A good student falls as far as its teacher does.",
                 panels=[Panel(figure=figure, said=said, wide=True)],
                 arms=few,
@@ -101,6 +101,7 @@ def teacher(subject: Subject) -> Section | Missing:
     present = {key: one for key, one in names.items() if any(each.get(key) is not None for each in found.values())}
     columns = [Column(title="arm", kind="arm")]
     columns += [Column(title=title, kind=kind, note=note) for title, kind, note in present.values()]  # type: ignore[arg-type]
+    found = {name: found[name] for name in [*(arm for arm in subject.arms if arm in found), *found]}
     rows: list[list[Cell]] = [[name, *(each.get(key) for key in present)] for name, each in found.items()]
     drawn = {
         "agreement": "agrees",
@@ -124,9 +125,9 @@ def teacher(subject: Subject) -> Section | Missing:
         blocks=[
             Plot(
                 name="teacher",
-                caption="Agreement, kept and transferred: higher is better. Negative flips, clips that the student alone "
-                "got right and this one gets wrong: lower is better. Agreement where the teacher is wrong shows what was "
-                "copied and not learned from labels.",
+                caption="Agreement, kept and transferred: higher is better. Negative flips, clips that the student "
+                "alone got right and this one gets wrong: lower is better. Agreement where the teacher is wrong shows "
+                "what was copied and not learned from labels.",
                 panels=[Panel(figure=figure, said=said, wide=True)],
                 arms=list(found),
             ),
@@ -142,20 +143,18 @@ def representations(subject: Subject) -> Section | Missing:
     if not found or not taps:
         return _not_looked_inside(subject, "Representations")
     blocks: list[Block] = []
-    largest = max((float(np.nanmax(np.array(matrix, dtype=float))) for matrix in found.values()), default=1.0)
-    top = max(largest, 0.1)
+    top = max(0.1, *map(_highest, found.values()))
     panels = [
         Panel(
             figure=figures.heat(
-                np.array(matrix, dtype=float),
+                {subject.looks[name].title: np.array(matrix, dtype=float)},
                 rows=taps["student"],
                 columns=taps["teacher"],
                 row_axis="student",
                 column_axis="teacher",
-                title=subject.looks[name].title,
                 top=top,
             ),
-            said=f"CKA of {subject.looks[name].title} with the teacher: highest {np.nanmax(np.array(matrix, dtype=float)):.2f}",
+            said=f"CKA of {subject.looks[name].title} with the teacher: highest {_highest(matrix):.2f}",
         )
         for name, matrix in found.items()
     ]
@@ -163,7 +162,7 @@ def representations(subject: Subject) -> Section | Missing:
     for row, student in enumerate(taps["student"]):
         for column, other in enumerate(taps["teacher"]):
             rows.append([student, other, *(matrix[row][column] for matrix in found.values())])
-    columns = [Column(title="student tap", kind="text"), Column(title="teacher tap", kind="text")]
+    columns = [Column(title="student tap", kind="name"), Column(title="teacher tap", kind="name")]
     columns += [Column(title=subject.looks[name].title) for name in found]
     blocks.append(
         Plot(
@@ -190,7 +189,7 @@ def probes(subject: Subject) -> Section | Missing:
         return _not_looked_inside(subject, "Probes")
     arms = [name for name in found[next(iter(found))] if name != "gap_recovered"]
     groups = {factor: {name: each.get(name) for name in arms} for factor, each in found.items()}
-    columns = [Column(title="factor", kind="text"), *(Column(title=subject.looks[name].title) for name in arms)]
+    columns = [Column(title="factor", kind="name"), *(Column(title=subject.looks[name].title) for name in arms)]
     gaps = [
         name for name in arms if any((each.get("gap_recovered") or {}).get(name) is not None for each in found.values())
     ]
@@ -212,8 +211,8 @@ def probes(subject: Subject) -> Section | Missing:
         blocks=[
             Plot(
                 name="probes",
-                caption="R² of a linear probe on held-out clips, accuracy for shapes: 1 is perfect, 0 is nothing. Where "
-                "the student lies between alone and teacher, G says how much of the teacher's knowledge it took over.",
+                caption="R² of a linear probe on held-out clips, accuracy for shapes: 1 is perfect, 0 nothing. "
+                "Where the student lies between alone and teacher, G says how much of the teacher's it took over.",
                 panels=[Panel(figure=figure, said=said, wide=True)],
                 arms=arms,
             ),
@@ -248,18 +247,16 @@ def saliency(subject: Subject) -> Section | Missing:
     blocks: list[Block] = []
     area = found.get("object_area")
     if on_object:
-        line = (float(area), "share of the picture that the object covers") if area is not None else None
+        line = (float(area), "object") if area is not None else None
         said = ", ".join(f"{subject.looks[name].title} {shown(value, 'share')} %" for name, value in on_object.items())
-        figure = figures.bars(
-            {"on the moving object": on_object}, subject.looks, axis="share of the saliency (%)", line=line
-        )
+        each = {name: [value] for name, value in on_object.items() if value is not None}
+        figure = figures.scores(each, subject.looks, axis="saliency on the moving object (%)", line=line)
         blocks.append(
             Plot(
                 name="saliency",
-                caption="Share of the saliency that lies on the moving object; at the dashed line the net looks "
-                "everywhere alike. Higher is better.",
+                caption="Share of the saliency that lies on the moving object: further right is better. A net that "
+                "looks everywhere alike is at the dashed line, the share of the picture that the object covers.",
                 panels=[Panel(figure=figure, said=f"saliency on the object: {said}", wide=True)],
-                arms=list(on_object),
             )
         )
     method = found.get("method")
@@ -270,6 +267,10 @@ def saliency(subject: Subject) -> Section | Missing:
         lead="Whether the student looks where its teacher looks.",
         blocks=blocks,
     )
+
+
+def _highest(matrix: Any) -> float:
+    return max((value for row in matrix for value in row if value is not None), default=0.0)
 
 
 def _not_looked_inside(subject: Subject, title: str) -> Missing:

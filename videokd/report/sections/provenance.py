@@ -76,15 +76,15 @@ def card(subject: Subject) -> Section | Missing:
         return Missing(title="Run card", why="no run's folder is there", command="videokd train RECIPE")
     columns = [
         Column(title="arm", kind="arm"),
-        Column(title="run", kind="text"),
+        Column(title="run", kind="name"),
         Column(title="fold", kind="count"),
         Column(title="seed", kind="count"),
         Column(title="score %", kind="share"),
         Column(title="steps", kind="count"),
         Column(title="training", kind="seconds"),
-        Column(title="revision", kind="text", note="of the code; + has changes that were not committed"),
-        Column(title="recipe", kind="text", note="fingerprint: SHA-256 of recipe.json"),
-        Column(title="weights", kind="text", note="fingerprint: SHA-256 of model.safetensors"),
+        Column(title="revision", kind="name", note="of the code; + has changes that were not committed"),
+        Column(title="recipe", kind="name", note="fingerprint: SHA-256 of recipe.json"),
+        Column(title="weights", kind="name", note="fingerprint: SHA-256 of model.safetensors"),
     ]
     rows: list[list[Cell]] = [[name, *_run_row(subject, run)] for name, run in known]
     blocks: list[Block] = [
@@ -113,8 +113,8 @@ def difference(subject: Subject) -> Section | None:
         return None
     blocks: list[Block] = []
     for title, found in difference_rows([record for record in records.values() if record]).items():
-        columns = [Column(title=title, kind="text")]
-        columns += [Column(title=subject.looks[name].title, kind="text") for name in records]
+        columns = [Column(title=title, kind="name")]
+        columns += [Column(title=subject.looks[name].title, kind="name") for name in records]
         if found:
             blocks.append(Table(columns=columns, rows=found))
         elif title in ("recipe", "environment"):

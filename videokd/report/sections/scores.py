@@ -39,13 +39,14 @@ def headline(subject: Subject) -> Section | Missing:
         blocks.append(Figures(items=items))
     blocks.append(_arms_table(subject, scored))
     metric = metric_of(subject)
-    chance = subject.compared.get("chance") or _chance(subject)
+    share = subject.compared.get("chance") or _chance(subject)
+    chance = None if share is None else (share, "chance")
     each = {name: arm.scores for name, arm in scored.items()}
     if len(scored) > 1:
         said = ", ".join(
             f"{subject.looks[name].title} {shown(fmean(found), 'share')} %" for name, found in each.items()
         )
-        figure = figures.scores(each, subject.looks, axis=f"{metric} on held-out videos (%)", chance=chance)
+        figure = figures.scores(each, subject.looks, axis=f"{metric} on held-out videos (%)", line=chance)
         blocks.append(
             Plot(
                 name="scores",
@@ -135,17 +136,17 @@ def learning(subject: Subject) -> Section | Missing:
         lines = {name: [_curve(run, term) for run in found] for name, found in students.items() if term in terms[name]}
         values = np.concatenate([y for each in lines.values() for _, y in each])
         positive = values[values > 0]
-        log = len(positive) == len(values) > 0 and float(values.max() / values.min()) > 20
+        wide = len(positive) == len(values) > 0 and float(values.max() / values.min()) > 20
         title = "loss: total" if term == "total" else f"loss: {figures.cut(term)}"
         panels.append(
             Panel(
-                figure=figures.curves(lines, subject.looks, title=title, log=log, single=False),
+                figure=figures.curves(lines, subject.looks, title=title, log="y" if wide else "", single=False),
                 said=_ends(subject, title, lines),
             )
         )
         rows += [_end_row(name, title, each) for name, each in lines.items()]
     columns = [
-        Column(title="curve", kind="text"),
+        Column(title="curve", kind="name"),
         Column(title="arm", kind="arm"),
         Column(title="first"),
         Column(title="lowest"),
@@ -177,7 +178,7 @@ def views(subject: Subject) -> Section | Missing:
     for name, arm in subject.arms.items():
         curves = [one["curve"] for one in arm.evaluations if one.get("curve")]
         if curves:
-            lines[name] = [([p["macs"] / 1e9 for p in curve], [p["top1"] for p in curve]) for curve in curves]
+            lines[name] = [([p["macs"] for p in curve], [p["top1"] for p in curve]) for curve in curves]
             for place, point in enumerate(curves[0]):
                 found = [curve[place]["top1"] for curve in curves if place < len(curve)]
                 rows.append([name, f"{point['temporal']} × {point['spatial']}", point["macs"], _spread(found)])
@@ -187,13 +188,20 @@ def views(subject: Subject) -> Section | Missing:
             title="View budget", why=why, command=f"{_evaluate(subject)} --temporal-views 10 --spatial-views 3"
         )
     figure = figures.curves(
-        lines, subject.looks, axis="GMAC a video", percent=True, width=figures.WIDE, height=3.2, single=False
+        lines,
+        subject.looks,
+        axis="multiply-adds a video",
+        percent=True,
+        width=figures.WIDE,
+        height=3,
+        single=False,
+        log="x",
     )
     figure.axes[0].set_ylabel("top-1 (%)")
     said = at(subject.evaluation, "views", "protocol")
     columns = [
         Column(title="arm", kind="arm"),
-        Column(title="views (time × space)", kind="text"),
+        Column(title="views (time × space)", kind="name"),
         Column(title="MAC/video", kind="size"),
         Column(title="top-1 %", kind="share"),
     ]
@@ -204,7 +212,8 @@ def views(subject: Subject) -> Section | Missing:
         blocks=[
             Plot(
                 name="views",
-                caption="Accuracy over what all views of a video cost. Where the line is flat, more views are wasted.",
+                caption="Accuracy over what all views of a video cost, on a logarithmic scale. Up and to the left is "
+                "better; where a line is flat, more views are wasted.",
                 panels=[Panel(figure=figure, said="accuracy over the cost of the views", wide=True)],
                 arms=list(lines),
                 numbers=Table(title="Numbers", folded=True, columns=columns, rows=rows),
@@ -265,7 +274,7 @@ def _arms_table(subject: Subject, scored: Mapping[str, Arm]) -> Table:
     if found:
         columns += [
             Column(title="against alone, points", kind="points", note="mean of the paired differences, 95 % interval"),
-            Column(title="gained in", kind="text", note="pairs in which the arm was above the student alone"),
+            Column(title="pairs gained", kind="count", note="in how many pairs the arm was above the student alone"),
             Column(title="G", kind="ratio", note="share of the gap between alone and teacher that was recovered"),
         ]
     columns += [
@@ -277,10 +286,9 @@ def _arms_table(subject: Subject, scored: Mapping[str, Arm]) -> Table:
         row: list[Cell] = [name, len(arm.scores), _score(arm)]
         if found:
             one, share = found.get(name) or {}, recovered.get(name) or {}
-            pairs = len(one.get("each", ()))
             row += [
                 Span(one["mean"], one.get("low"), one.get("high")) if one else None,
-                f"{one['positive']} of {pairs}" if one and one.get("positive") is not None else None,
+                one.get("positive"),
                 Span(share["mean"], share.get("low"), share.get("high")) if share else None,
             ]
         rows.append([*row, arm.fact("params"), arm.fact("macs")])
@@ -304,7 +312,7 @@ def _differences(subject: Subject, found: Mapping[str, Mapping[str, Any]]) -> Pl
     columns = [
         Column(title="arm", kind="arm"),
         Column(title="points", kind="points"),
-        Column(title="each pair", kind="text"),
+        Column(title="each pair", kind="name"),
     ]
     rows: list[list[Cell]] = [
         [
