@@ -178,7 +178,7 @@ def curves(
         mean = np.nanmean([np.interp(x, *one, left=np.nan, right=np.nan) for one in arrays], axis=0)
         style = (0, (3, 1.5)) if look.dashed else "-"
         marker = look.marker if len(x) == 1 else ""
-        axes.plot(x, mean, marker, color=look.light, lw=1.9, ls=style, label=look.title)
+        axes.plot(x, mean, marker=marker, color=look.light, lw=1.9, ls=style, label=look.title)
     axes.set_title(title)
     axes.set_xlabel(axis)
     if log == "x":

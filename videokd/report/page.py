@@ -20,7 +20,7 @@ from videokd.report import markdown
 from videokd.report.content import Chapter, Film, Films, Missing, Plot, Section, order_of, plain, shown
 from videokd.report.filmstrips import films
 from videokd.report.sections import LAST, SECTIONS
-from videokd.report.subject import Subject, at, subjects
+from videokd.report.subject import Subject, subjects, views_said
 from videokd.report.svg import css_name, drawn, inlined
 
 
@@ -245,7 +245,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         facts.append(("classes", str(len(evaluation["classes"]))))
     seeds = {run.pair[1] for run in subject.runs if run.pair is not None}
     facts.append(("runs", f"{len(subject.runs)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"))
-    facts.append(("views", str(at(evaluation, "views", "protocol") or "")))
+    facts.append(("views", views_said(evaluation)))
     facts.append(("data debt", _debt(subject)))
     return [(name, value) for name, value in facts if value]
 

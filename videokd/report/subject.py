@@ -12,6 +12,7 @@ from typing import Any
 from videokd.evaluate import gap_recovered, interval
 from videokd.fidelity import against_teacher
 from videokd.predictions import PREDICTIONS, Predictions, read_predictions
+from videokd.protocols import mean_over_folds
 from videokd.report.comparison import EVALUATION, trios, verdict
 from videokd.report.content import Look, shown
 from videokd.report.differences import RunRecord, read_run
@@ -130,8 +131,12 @@ class Subject:
 
     @property
     def inside_arms(self) -> list[str]:
-        """Arms that inside.json speaks of."""
-        return list(at(self.inside, "cka", "arms") or {})
+        """Arms, and perhaps the teacher, that inside.json speaks of."""
+        parts = (
+            at(self.inside, "cka", "arms"),
+            *(at(self.inside, "saliency", key) for key in ("agreement", "on_object")),
+        )
+        return list(dict.fromkeys(name for part in parts for name in part or ()))
 
     @property
     def evaluation(self) -> Mapping[str, Any]:
@@ -236,6 +241,16 @@ def score_of(evaluation: Mapping[str, Any]) -> float | None:
     return None if found is None else float(found)
 
 
+def views_said(evaluation: Mapping[str, Any]) -> str:
+    """The views and the protocol of a score, in a sentence; empty where they are not known."""
+    views, protocol = evaluation.get("views") or {}, at(evaluation, "protocol", "said")
+    if not views:
+        return str(protocol or "")
+    several = views.get("temporal", 1) * views.get("spatial", 1) > 1
+    said = f"{views.get('temporal')} × {views.get('spatial')} views (time × space), {views.get('average')} averaged"
+    return ": ".join(str(one) for one in (protocol, said if several else "a single view") if one)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What a file says; empty where there is none.
 
@@ -298,6 +313,12 @@ def _compared(
             label for arm in arms.values() for one in arm.evaluations for label in one["classes"]
         )
     }
+    folds = mean_over_folds([one for arm in arms.values() for one in arm.evaluations])
+    if folds:
+        scores = (
+            f"top-1 {shown(folds['top1'], 'share')} %, {shown(folds['mean_class_accuracy'], 'share')} % over classes"
+        )
+        verdicts.append(f"{folds['protocol']}: {scores}.")
     said["verdict"] = " ".join(verdicts or [_plain_verdict(arms)])
     said["notes"] = notes
     return said

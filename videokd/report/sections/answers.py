@@ -23,10 +23,11 @@ CLIPS_OF_A_BIN = 5
 def classes(subject: Subject) -> Section | Missing:
     """Accuracy by class: who gained and who lost."""
     found: Mapping[str, Mapping[str, float | None]] = subject.compared.get("per_class") or {}
-    if not found and any("average_precision" in one for one in _evaluations(subject)):
+    several = dict.fromkeys(label for one in _evaluations(subject) for label in one.get("average_precision") or ())
+    if several:
         found = {
             label: {name: arm.mean("average_precision", label) for name, arm in subject.arms.items()}
-            for label in dict.fromkeys(label for one in _evaluations(subject) for label in one["average_precision"])
+            for label in several
         }
     if not any(value is not None for each in found.values() for value in each.values()):
         return Missing(title="Classes", why="no run is evaluated by class", command="videokd evaluate RUN")

@@ -187,15 +187,22 @@ def probes(subject: Subject) -> Section | Missing:
             why = "the videos have no known factors, as the synthetic set's have"
             return Missing(title="Probes", why=why, command="videokd data synth OUT")
         return _not_looked_inside(subject, "Probes")
-    arms = [name for name in found[next(iter(found))] if name != "gap_recovered"]
+    arms = [name for name in subject.looks if any(name in each for each in found.values())]
     groups = {factor: {name: each.get(name) for name in arms} for factor, each in found.items()}
-    columns = [Column(title="factor", kind="name"), *(Column(title=subject.looks[name].title) for name in arms)]
+    columns = [Column(title="factor", kind="name"), Column(title="score", kind="name"), Column(title="chance")]
+    columns += [Column(title=subject.looks[name].title) for name in arms]
     gaps = [
         name for name in arms if any((each.get("gap_recovered") or {}).get(name) is not None for each in found.values())
     ]
     columns += [Column(title=f"G, {subject.looks[name].title}", kind="ratio") for name in gaps]
     rows: list[list[Cell]] = [
-        [factor, *(each.get(name) for name in arms), *((each.get("gap_recovered") or {}).get(name) for name in gaps)]
+        [
+            factor,
+            each.get("score"),
+            each.get("chance"),
+            *(each.get(name) for name in arms),
+            *((each.get("gap_recovered") or {}).get(name) for name in gaps),
+        ]
         for factor, each in found.items()
     ]
     said = "; ".join(
@@ -260,7 +267,10 @@ def saliency(subject: Subject) -> Section | Missing:
             )
         )
     method = found.get("method")
-    blocks.append(Table(columns=columns, rows=rows, note=f"Saliency is {method}." if method else ""))
+    chance = found.get("chance_iou")
+    notes = [f"Saliency is {method}."] if method else []
+    notes += [f"The overlap of maps that have nothing in common is about {shown(chance, 'number')}."] if chance else []
+    blocks.append(Table(columns=columns, rows=rows, note=" ".join(notes)))
     return Section(
         name="saliency",
         title="Where the nets look",
@@ -274,6 +284,8 @@ def _highest(matrix: Any) -> float:
 
 
 def _not_looked_inside(subject: Subject, title: str) -> Missing:
+    if subject.inside:
+        return Missing(title=title, why=" ".join(subject.inside.get("notes") or ()) or "there was nothing to compare")
     return Missing(title=title, why="nobody looked inside the nets", command=f"{_INSIDE} {subject.command}")
 
 

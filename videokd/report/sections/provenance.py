@@ -8,7 +8,7 @@ from typing import Any
 
 from videokd.report.content import Block, Cell, Code, Column, Missing, Prose, Section, Table
 from videokd.report.differences import difference_rows
-from videokd.report.subject import Run, Subject, at, read_json, score_of
+from videokd.report.subject import Run, Subject, at, read_json, score_of, views_said
 
 REASONS = 20
 """Sentences on videos before the rest is counted."""
@@ -61,6 +61,9 @@ def debt(subject: Subject) -> Section | Missing:
         ]
         more = [f"and {len(skipped) - REASONS} more"] if len(skipped) > REASONS else []
         blocks.append(Prose(text="Left out of the scores:", items=[*items, *more]))
+    looked = [*(subject.inside.get("notes") or ()), *(subject.inside.get("skipped") or ())]
+    if looked:
+        blocks.append(Prose(text="Where the nets were looked into:", items=looked[:REASONS]))
     return Section(
         name="debt",
         title="Data debt",
@@ -161,9 +164,7 @@ def _facts(subject: Subject, known: list[tuple[str, Run]]) -> list[list[Cell]]:
         "split": ", ".join(
             dict.fromkeys(str(run.evaluation["split"]) for _, run in known if run.evaluation.get("split"))
         ),
-        "views": ", ".join(
-            dict.fromkeys(str(text) for _, run in known if (text := at(run.evaluation, "views", "protocol")))
-        ),
+        "views": ", ".join(dict.fromkeys(text for _, run in known if (text := views_said(run.evaluation)))),
         "seeds": ", ".join(
             map(str, sorted({run.record.recipe.get("seed", 0) for _, run in known if run.record and run.record.recipe}))
         ),

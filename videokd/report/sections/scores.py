@@ -23,7 +23,7 @@ from videokd.report.content import (
     shown,
 )
 from videokd.report.looks import TEACHER
-from videokd.report.subject import Arm, Run, Subject, at
+from videokd.report.subject import Arm, Run, Subject, at, views_said
 
 POINTS_OF_A_CURVE = 100
 """A longer log is averaged over steps that lie together."""
@@ -184,9 +184,7 @@ def views(subject: Subject) -> Section | Missing:
                 rows.append([name, f"{point['temporal']} × {point['spatial']}", point["macs"], _spread(found)])
     if not lines:
         why = "the runs were scored on a single view"
-        return Missing(
-            title="View budget", why=why, command=f"{_evaluate(subject)} --temporal-views 10 --spatial-views 3"
-        )
+        return Missing(title="View budget", why=why, command=f"{_evaluate(subject)} --temporal 10 --spatial 3")
     figure = figures.curves(
         lines,
         subject.looks,
@@ -198,7 +196,7 @@ def views(subject: Subject) -> Section | Missing:
         log="x",
     )
     figure.axes[0].set_ylabel("top-1 (%)")
-    said = at(subject.evaluation, "views", "protocol")
+    said = views_said(subject.evaluation)
     columns = [
         Column(title="arm", kind="arm"),
         Column(title="views (time × space)", kind="name"),
@@ -208,7 +206,7 @@ def views(subject: Subject) -> Section | Missing:
     return Section(
         name="views",
         title="View budget",
-        lead=str(said) if said else "",
+        lead=said,
         blocks=[
             Plot(
                 name="views",
@@ -358,7 +356,7 @@ def _several_scores(arm: Arm) -> list[Block]:
         return []
     evaluation = arm.evaluations[0]
     note = f"{evaluation.get('clips', '?')} clips of {evaluation.get('groups', '?')} source videos"
-    said = at(evaluation, "views", "protocol")
+    said = views_said(evaluation)
     columns = [Column(title="score", kind="text"), Column(title="%", kind="share")]
     return [Table(columns=columns, rows=rows, note=f"{note}; {said}" if said else note)]
 
