@@ -23,7 +23,7 @@ from videokd.evaluate import evaluate
 from videokd.machine import Machine, terminal
 from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
 from videokd.report.comparison import arms, write_evaluation
-from videokd.report.figures import draw_all
+from videokd.report.pictures import draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table, terminal_table
 from videokd.teachers import Mixture, Teacher
 from videokd.train import Interrupted, train

@@ -10,7 +10,7 @@ from videokd.evaluate import Evaluation
 from videokd.predictions import Predictions
 from videokd.recipe import dump, load
 from videokd.report.comparison import arms, read_evaluation, trios, verdict, write_evaluation
-from videokd.report.figures import _counts, draw_all
+from videokd.report.pictures import _counts, draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table
 
 

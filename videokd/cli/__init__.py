@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from videokd.cli import checking, evaluation, labelling, lists, looks, predicting, runs
+from videokd.cli import checking, evaluation, labelling, lists, looks, predicting, reporting, runs
 from videokd.config import nearest
 from videokd.label import Stopped
 from videokd.processes import is_first
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluation.evaluate,
     "compare": runs.compare,
     "predict": predicting.predict,
+    "report": reporting.report,
     "models": looks.models,
     "losses": looks.losses,
     "doctor": looks.doctor,
@@ -44,9 +45,10 @@ usage: videokd COMMAND
   preflight RECIPE      check a recipe on its first batches: teacher, classes, losses, time, memory, disk
   train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
   label RECIPE          store what a recipe's teachers say of its clips, for many runs to train on
-  evaluate MODEL [LIST]  score a run, a saved model or a published one on held-out videos
+  evaluate MODEL [LIST] score a run, a saved model or a published one on held-out videos
   predict RUN VIDEO...  the likeliest classes of videos, or what happens when in long ones
   compare RUN...        runs beside each other: scores, gains, and what differs
+  report RUN|STUDY...   one page that shows it all: scores, gains, mistakes, videos won and lost, how runs differ
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
   losses [NAME]         the losses and weightings, with papers and defaults
   models                the built-in architectures: parameters and cost
