@@ -225,12 +225,14 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher |
             _check_logits(model, classes, wanting, name=name, data=recipe.data.path)
         taps = wanted_taps(recipe.objective, name)
         if store is None or model.input is None:
-            teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
-            continue
-        shuffled = any(term.loss.pieces for term in listening)
-        raw = any(term.loss.needs_raw_logits for term in listening)
-        stored = store.teacher(name, taps, shuffled=shuffled, needs_raw_logits=raw)
-        teachers[name] = Teacher(model, taps, stored=stored)
+            teacher = Teacher(model.to(device), taps, remember=source.remember)
+        else:
+            shuffled = any(term.loss.pieces for term in listening)
+            raw = any(term.loss.needs_raw_logits for term in listening)
+            stored = store.teacher(name, taps, shuffled=shuffled, needs_raw_logits=raw)
+            teacher = Teacher(model, taps, stored=stored)
+        is_control = isinstance(source, TrainedTeacher) and source.shuffled
+        teachers[name] = teacher.shuffled() if is_control else teacher
     return teachers
 
 

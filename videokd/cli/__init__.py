@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from videokd.cli import checking, labelling, lists, looks, runs
+from videokd.cli import checking, labelling, lists, looks, runs, studies
 from videokd.config import nearest
 from videokd.label import Stopped
 from videokd.processes import is_first
@@ -27,13 +27,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
 RECIPE_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "preflight": checking.preflight,
     "train": runs.train,
+    "study": studies.study,
     "label": labelling.label,
     "taps": looks.taps,
 }
-"""They take a recipe, and any of its fields after it."""
+"""They take a recipe (or a study), and any of its fields after it."""
 
 
-DATA_COMMANDS: dict[str, Callable[..., None]] = {"check": lists.check, "pack": lists.pack, "synth": lists.synth}
+DATA_COMMANDS: dict[str, Callable[..., None]] = {
+    "check": lists.check,
+    "pack": lists.pack,
+    "synth": lists.synth,
+    "folds": lists.folds,
+}
 
 
 USAGE = """\
@@ -44,12 +50,14 @@ usage: videokd COMMAND
   train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
   label RECIPE          store what a recipe's teachers say of its clips, for many runs to train on
   evaluate RUN          score a trained model on held-out videos
+  study STUDY           alone, distilled and controls over paired seeds: did it help, and was it the teacher
   compare RUN...        runs beside each other: scores, gains, and what differs
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
   losses [NAME]         the losses and weightings, with papers and defaults
   models                the built-in architectures: parameters and cost
   data check LIST       read every video of a list, say what is wrong, write a manifest
   data pack LIST        pack a list's videos into tar shards that are faster to read
+  data folds LIST       make k lists of a list, for cross-validation
   data synth OUT        draw the synthetic set
   doctor                what works on this machine
 
