@@ -5,9 +5,7 @@ import re
 import traceback
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-import tyro
+from typing import Any, Literal, TypeVar
 
 import videokd
 from videokd.clips.backends import Backend
@@ -73,7 +71,7 @@ class Data:
     """Seconds that a worker may spend on a video."""
     in_memory: bool = False
     """Keep all decoded frames in memory: for sets of short clips."""
-    on_bad_video: Annotated[OnBadVideo, tyro.conf.arg(aliases=["--on-bad-video"])] = "error"
+    on_bad_video: OnBadVideo = "error"
     """What to do with a video that is missing, broken, too slow, or kills its worker: stop; leave it out; or train on
     another clip of its class instead. It is named and counted, and validation never substitutes."""
 

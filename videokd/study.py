@@ -29,6 +29,7 @@ from videokd.models import load_model, save_model
 from videokd.recipe import Recipe, TrainedTeacher
 from videokd.report.comparison import EVALUATION, read_evaluation, write_evaluation
 from videokd.report.paired import paired
+from videokd.run_folder import essential
 from videokd.teachers import Mixture, Teacher
 from videokd.timing import duration
 from videokd.train import Interrupted, train
@@ -300,12 +301,7 @@ def _claim(out: Path, plan: Study, lists: Mapping[int, Manifest]) -> None:
     now = {"study": to_plain(plan), "lists": {str(number): _digest(one) for number, one in lists.items()}}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = {
-            name: values
-            for name, values in differing_fields(before["study"], now["study"]).items()
-            if name.partition(".")[0] not in _MAY_CHANGE
-        }
-        if changed:
+        if changed := differing_fields(_essential(before["study"]), _essential(now["study"])):
             named = ", ".join(f"{name} was {one!r} and is {other!r}" for name, (one, other) in changed.items())
             raise ValueError(f"{out} holds another study ({named}); go on with the same one, or name another --out")
         if before["lists"] != now["lists"]:
@@ -314,6 +310,14 @@ def _claim(out: Path, plan: Study, lists: Mapping[int, Manifest]) -> None:
         raise ValueError(f"{out} holds something that is not a study; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(now, indent=2) + "\n")
+
+
+def _essential(study: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain study without what may change while it runs: see `essential`, and `_MAY_CHANGE`."""
+    found = {name: part for name, part in study.items() if name not in _MAY_CHANGE}
+    for name in ("alone", "distilled", "teacher"):
+        found[name] = found[name] and essential(found[name])
+    return {**found, "others": {name: essential(recipe) for name, recipe in study["others"].items()}}
 
 
 def _digest(manifest: Manifest) -> str:

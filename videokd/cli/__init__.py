@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from videokd.cli import checking, labelling, lists, looks, runs, studies
+from videokd.cli.options import spelled_out
 from videokd.config import nearest
 from videokd.label import Stopped
 from videokd.processes import is_first
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command in RECIPE_COMMANDS:
-        RECIPE_COMMANDS[command](rest)
+        RECIPE_COMMANDS[command](rest if command == "study" else spelled_out(rest))
     elif command in COMMANDS:
         tyro.cli(COMMANDS[command], args=rest, prog=f"videokd {command}")
     elif command == "data" and rest and rest[0] in DATA_COMMANDS:

@@ -10,7 +10,7 @@ import tyro
 
 from videokd import arms
 from videokd.arms import Study
-from videokd.cli.options import CONSOLE, wants_usage
+from videokd.cli.options import CONSOLE, spelled_out, wants_usage
 from videokd.report.paired import STUDY_COLUMNS, study_rows
 from videokd.report.tables import terminal_table
 from videokd.study import study as run_study
@@ -32,11 +32,12 @@ def study(arguments: Sequence[str]) -> None:
     """`videokd study STUDY [--out DIR] [--FIELD VALUE ...]`."""
     if wants_usage(arguments, _USAGE):
         return
-    path = Path(arguments[0])
+    path, given = Path(arguments[0]), arms.load(arguments[0])
+    prefixes = [f"others.{name}." if name in given.others else f"{name}." for name in given.recipes]
     command = tyro.cli(
         _StudyCommand,
-        default=_StudyCommand(out=Path("runs") / "studies" / path.stem, study=arms.load(path)),
-        args=list(arguments[1:]),
+        default=_StudyCommand(out=Path("runs") / "studies" / path.stem, study=given),
+        args=spelled_out(arguments[1:], prefixes),
         prog=f"videokd study {path}",
         description="Trains and scores a student alone, distilled and under controls, over paired seeds, and says "
         "whether distillation helped. Every field of the study and its recipes can be overridden.",
