@@ -21,7 +21,7 @@ from videokd.cli import main
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
 from videokd.config import from_plain, to_plain
-from videokd.contracts import Batch
+from videokd.contracts import Batch, Clip
 from videokd.label import label
 from videokd.leaks import shared, trained_on
 from videokd.machine import seed_step
@@ -241,6 +241,12 @@ def test_a_finished_study_is_kept_and_its_pairs_and_arms_may_change(drawn_set: P
     assert one["arms"]["alone"]["top1_each"] == found["arms"]["alone"]["top1_each"][:1]
 
 
+def test_scores_of_another_model_are_not_kept(drawn_set: Path, copied: Path) -> None:
+    os.utime(copied / "alone-seed1" / "model.json")
+    with pytest.raises(ValueError, match="1 runs never finished, or were not scored: alone-seed1"):
+        results(tiny(drawn_set), copied)
+
+
 def test_a_changed_study_is_refused_by_the_name_of_the_field(drawn_set: Path, copied: Path, tmp_path: Path) -> None:
     plan = tiny(drawn_set)
     optim = replace(plan.alone.optim, lr=0.5)
@@ -331,6 +337,8 @@ def test_a_shuffled_teacher_tells_each_clip_what_it_thinks_of_another(done: Path
     teacher = Teacher(load_model(done / "teacher"), {"frames": "frames"}, remember=True)
     _, batch = first(done / "distilled-seed0")
     view, ids, views = batch.clips["teacher"], batch.id, batch.view
+    assert isinstance(view, Clip)
+    view = Clip(view.frames, view.times + torch.arange(6)[:, None])  # each from another second of its video
     own, other = teacher(view, ids, views), teacher.shuffled()(view, ids, views)
     assert own.logits is not None
     assert other.logits is not None
