@@ -5,7 +5,7 @@ PYTHON ?= $(VENV)/bin/python
 BASE_PYTHON ?= python3
 OUT ?= runs/quickstart
 
-.PHONY: setup demo test check format
+.PHONY: setup demo test browser check format
 
 setup: $(VENV)/.ready
 
@@ -20,8 +20,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
 	$(PYTHON) -m videokd.cli quickstart --out $(OUT) $(if $(wildcard $(OUT)/quickstart.json),--resume) $(ARGS)
 
-test: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
-	$(PYTHON) -m pytest --slow --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+test: $(if $(filter $(VENV)/%,$(PYTHON)),setup) browser
+	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal --slow \
+		--cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+# The report is tested in a real browser. In a container of one's own it is installed; elsewhere it is asked for.
+browser:
+	@command -v chromium >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+			&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+		|| echo "no chromium: tests of the report in a browser are skipped (Debian's package: chromium)"
 
 check: $(if $(filter $(VENV)/%,$(PYTHON)),setup)
 	$(PYTHON) -m ruff check .

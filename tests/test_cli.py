@@ -31,7 +31,7 @@ def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]
     assert run("--help") == 0
     assert run("data") == 2
     captured = capsys.readouterr()
-    for command in ("quickstart", "train RECIPE", "evaluate RUN", "compare RUN...", "data synth OUT", "doctor"):
+    for command in ("quickstart", "train RECIPE", "evaluate MODEL", "compare RUN...", "data synth OUT", "doctor"):
         assert command in captured.out
         assert command in captured.err
 
@@ -46,13 +46,18 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
 def test_train_evaluate_compare(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("evaluate", trained) == 0
     said = capsys.readouterr().out
-    assert "on 12 clips of" in said
+    assert "on 12 clips (12 sources) of" in said.replace("\n", " ")
     assert "slide_left" in said
     evaluation = json.loads((trained / "evaluation.json").read_text())
     assert evaluation["clips"] == 12
     assert "Careful" not in said
-    assert run("evaluate", trained, "--split", "train") == 0
+    assert (trained / "predictions.parquet").is_file()
+    assert run("evaluate", trained, "--split", "train") == 1
+    assert "holds scores of another split (test, now train): name an --out" in capsys.readouterr().err
+    assert run("evaluate", trained, "--split", "train", "--out", trained / "on-train") == 0
     assert "trained on 24 of these 24 clips" in capsys.readouterr().out
+    assert run("evaluate", trained, "--temporal", "2") == 1
+    assert "scores of another views ([1, 1, 'probabilities'], now [2, 1, 'probabilities'])" in capsys.readouterr().err
     assert run("evaluate", trained) == 0
     assert run("compare", trained, trained) == 0
     said = capsys.readouterr().out
@@ -177,7 +182,11 @@ def test_doctor_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
         (["data", "synth", "/proc/nothing"], "No such file"),
         (["evaluate", "nowhere"], "no folder nowhere"),
         (["evaluate", "{tmp}"], "has no recipe.json"),
-        (["evaluate", "{tmp}", "--list", "{set}"], "holds no trained model"),
+        (["evaluate", "{tmp}", "{set}"], "holds no trained model"),
+        (["evaluate", "hf/nowhere", "{set}"], "name a folder for the results of hf/nowhere with --out"),
+        (["evaluate", "torchvision/r3d_19", "{set}", "--out", "{tmp}/o"], "did you mean 'r3d_18'?"),
+        (["evaluate", "{tmp}", "{set}", "--protocol", "ucf101"], "UCF101 has 101 classes"),
+        (["evaluate", "{tmp}", "{set}", "--split", "tset"], "has no video in split 'tset'; did you mean 'test'?"),
         (["losses", "SoftTarget"], "did you mean 'SoftTargets'?"),
         (["models", "--clips", "0"], "at least 1, got 0 and 3"),
         (["train", "own_videos/alon.py"], "did you mean 'own_videos/alone.py'?"),
@@ -378,7 +387,7 @@ def test_a_network_of_ones_own_learns_is_scored_and_teaches(drawn_set: Path, tmp
     assert "loading it would run that code: name my_net in trust (--trust on the command line)" in text
     code, text = said("evaluate", "runs/mine", "--trust", "my_net")
     assert code == 0, text
-    assert "on 12 clips of" in text
+    assert "on 12 clips (12 sources) of" in text.replace("\n", " ")
     # Two steps taught it nothing.
     code, text = said("train", "taught.py", "--out", "runs/taught", *data, "--preflight", "0")
     assert code == 0, text

@@ -4,52 +4,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy import stats
 
 from videokd.clips.lists import read_manifest
 from videokd.clips.loader import ClipDataset
-from videokd.contracts import UNLABELLED, Dense, InputSpec
+from videokd.clips.synthetic import draw, write_clip
+from videokd.clips.views import ViewGrid
+from videokd.contracts import Clip, Dense, InputSpec
 from videokd.evaluate import (
+    FRAME_ORDERS,
+    FrameOrder,
     Interval,
-    Predictions,
-    agreement,
+    _in_order,
     evaluate,
     gap_recovered,
     interval,
     predict,
-    scores,
     standard_error,
 )
 from videokd.machine import Machine
+from videokd.metrics import calibration, fit_temperature, scores
 from videokd.models import CompactShift, save_model
+from videokd.recipe import load
+from videokd.train import train
 
+CPU = Machine(device="cpu")
 SPEC = InputSpec(frames=8, size=32, sampling=Dense(stride=2), crop_fraction=32 / 36)
-
-
-def predictions(label: list[int], predicted: list[int], classes: tuple[str, ...] = ("a", "b", "c")) -> Predictions:
-    logits = torch.nn.functional.one_hot(torch.tensor(predicted), len(classes)).float()
-    ids = tuple(str(number) for number in range(len(label)))
-    return Predictions(ids, torch.tensor(label), logits, classes, skipped=("x.mp4: broken",))
-
-
-def test_scores_match_a_count_by_hand() -> None:
-    found = scores(predictions([0, 0, 0, 1, UNLABELLED], [0, 0, 1, 2, 0]))
-    assert found["top1"] == pytest.approx(2 / 4)
-    assert found["per_class"] == {"a": pytest.approx(2 / 3), "b": 0.0}
-    assert found["mean_class_accuracy"] == pytest.approx(1 / 3)
-    assert found["confusion"] == [[2, 1, 0], [0, 0, 1], [0, 0, 0]]
-    assert (found["clips"], found["unlabelled"], found["skipped"]) == (4, 1, ["x.mp4: broken"])
-
-
-def test_a_list_without_labels_has_no_score() -> None:
-    with pytest.raises(ValueError, match="no clip of the list has a label"):
-        scores(predictions([UNLABELLED], [0]))
-
-
-def test_agreement_is_by_name() -> None:
-    assert agreement({"x": "run", "y": "jump"}, {"y": "jump", "x": "walk"}) == 0.5
-    with pytest.raises(ValueError, match="1 clips were scored by one model alone, such as z"):
-        agreement({"x": "a"}, {"x": "a", "z": "b"})
 
 
 def test_interval_is_students_t() -> None:
@@ -123,14 +104,17 @@ def test_a_saved_model_is_scored_with_its_own_preprocessing_and_classes(drawn_se
     classes = tuple(reversed(manifest.classes))
     model = CompactShift(width=4, input=SPEC).build(classes)
     save_model(model, tmp_path)
-    found = evaluate(tmp_path, manifest, machine=Machine(device="cpu"))
+    said = evaluate(tmp_path, manifest, machine=Machine(device="cpu"))
+    found = said.numbers
     clips = ClipDataset(replace(manifest, classes=classes), {"student": SPEC})
     assert found["top1"] == scores(predict(model, clips))["top1"]
     assert found["classes"] == list(classes)
-    assert set(found["predicted"].values()) <= set(classes)
     half = evaluate(tmp_path, manifest, machine=Machine(device="cpu", precision="bf16"))
-    assert half["clips"] == 12
-    assert (found["clips"], len(found["predicted"]), found["params"] > 0) == (12, 12, True)
+    assert half.numbers["clips"] == 12
+    assert (found["clips"], len(said.predictions), found["params"] > 0) == (12, 12, True)
+    assert list(found["temporal"]) == list(FRAME_ORDERS)
+    assert found["groups"] == 12
+    assert found["curve"] is None
 
 
 def test_a_list_with_other_classes_is_refused(drawn_set: Path, tmp_path: Path) -> None:
@@ -153,3 +137,109 @@ def test_broken_videos_are_counted_and_a_list_of_them_is_refused(drawn_set: Path
         predict(model, only, on_bad_video="skip")
     with pytest.raises(ValueError, match=r"bad\.mp4"):
         predict(model, clips)
+
+
+def test_views_are_averaged_as_by_hand(drawn_set: Path) -> None:
+    manifest = read_manifest(drawn_set).split("test")
+    torch.manual_seed(0)
+    model = CompactShift(width=4, input=SPEC).build(manifest.classes).eval()
+    for spatial in (1, 3):
+        grid = ViewGrid(temporal=2, spatial=spatial)
+        clips = ClipDataset(manifest, {"student": SPEC}, grid=grid)
+        # Fewer at once than a clip has views: they go through the model in parts.
+        for average, batch_size in (("probabilities", 4), ("logits", 32), ("logits", 4)):
+            found = predict(model, clips, batch_size=batch_size, average=average)
+            for row in (0, 7):
+                shown = [clips[row, view]["clips"]["student"] for view in range(len(grid))]
+                each = torch.cat([model(Clip(one["frames"][None], one["times"][None])).logits for one in shown])
+                if average == "logits":
+                    torch.testing.assert_close(found.logits[row], each.mean(0))
+                else:
+                    torch.testing.assert_close(found.logits[row].softmax(0), each.softmax(1).mean(0))
+
+
+def test_the_curve_over_views_is_that_of_smaller_grids(drawn_set: Path) -> None:
+    manifest = read_manifest(drawn_set).split("test")
+    torch.manual_seed(0)
+    model = CompactShift(width=4, input=SPEC).build(manifest.classes)
+    found = evaluate(model, manifest, machine=CPU, grid=ViewGrid(temporal=5, spatial=3), orders=()).numbers
+    budgets = [(one["temporal"], one["spatial"]) for one in found["curve"]]
+    assert budgets == [(t, s) for t in (1, 2, 3, 4, 5) for s in (1, 3)]
+    by_budget = {(one["temporal"], one["spatial"]): one for one in found["curve"]}
+    assert by_budget[5, 3]["top1"] == found["top1"]
+    assert by_budget[5, 3]["macs"] == 15 * found["macs"]
+    for temporal in (1, 2, 3):  # their places are among those of five views
+        same = evaluate(model, manifest, machine=CPU, grid=ViewGrid(temporal=temporal, spatial=3), orders=()).numbers
+        assert by_budget[temporal, 3]["top1"] == same["top1"]
+    assert found["temporal"] == {"filmed": found["top1"]}
+
+
+def test_frames_are_handed_out_in_the_order_that_is_named() -> None:
+    frames = torch.arange(6, dtype=torch.uint8)[None, :, None, None, None].expand(2, 6, 3, 1, 1)
+    clip = Clip(frames, torch.arange(6.0).expand(2, 6))
+
+    def shown(order: FrameOrder) -> list[int]:
+        found = _in_order(clip, order, ["a", "b"])
+        assert isinstance(found, Clip)
+        torch.testing.assert_close(found.times, clip.times)
+        return found.frames[0, :, 0, 0, 0].tolist()
+
+    assert shown("filmed") == [0, 1, 2, 3, 4, 5]
+    assert shown("reversed") == [5, 4, 3, 2, 1, 0]
+    assert shown("frozen") == [3] * 6
+    assert shown("half") == [0, 0, 2, 2, 4, 4]
+    assert sorted(shown("shuffled")) == [0, 1, 2, 3, 4, 5]
+    assert shown("shuffled") != [0, 1, 2, 3, 4, 5]
+
+
+def test_a_temperature_is_fitted_on_validation_videos_alone(drawn_set: Path) -> None:
+    whole = read_manifest(drawn_set)
+    torch.manual_seed(0)
+    model = CompactShift(width=4, input=SPEC).build(whole.classes)
+    test, validation = whole.split("test"), whole.split("val")
+    found = evaluate(model, test, machine=CPU, calibrate_on=validation, orders=())
+    fitted = fit_temperature(predict(model, ClipDataset(validation, {"student": SPEC})))
+    assert found.numbers["calibration"]["temperature"] == pytest.approx(fitted)
+    assert found.numbers["calibration"]["scaled"] == calibration(found.predictions, temperature=fitted)
+    assert "12 validation clips" in found.numbers["calibration"]["fitted_on"]
+    with pytest.raises(ValueError, match="fitted on 12 of the videos that are scored"):
+        evaluate(model, test, machine=CPU, calibrate_on=whole, orders=())
+
+
+def test_sets_of_several_labels_have_a_mean_average_precision(drawn_set: Path) -> None:
+    manifest = read_manifest(drawn_set).split("test")
+    both = [(video.label or "", manifest.classes[0]) for video in manifest.videos]
+    videos = tuple(
+        replace(video, label=None, labels=tuple(dict.fromkeys(names)))
+        for video, names in zip(manifest.videos, both, strict=True)
+    )
+    torch.manual_seed(0)
+    model = CompactShift(width=4, input=SPEC).build(manifest.classes)
+    found = evaluate(model, replace(manifest, videos=videos), machine=CPU, orders=("shuffled",))
+    assert found.numbers["map"] == pytest.approx(np.mean(list(found.numbers["average_precision"].values())))
+    assert found.numbers["average_precision"][manifest.classes[0]] == pytest.approx(1)  # every video has it
+    assert found.numbers["calibration"] is None
+    assert set(found.numbers["temporal"]) == {"filmed", "shuffled"}
+
+
+def test_the_order_of_frames_says_nothing_of_videos_that_stand_still(tmp_path: Path) -> None:
+    # Three classes by colour, every frame like the first; `test_quickstart` has the set in which order is all.
+    for split, clips in (("train", 18), ("test", 9)):
+        for number in range(clips):
+            colour = ("red", "green", "blue")[number % 3]
+            drawing = draw(split, number)
+            frames = np.repeat(drawing.frames[:1], len(drawing.frames), axis=0) // 2
+            frames[..., number % 3] += 90
+            (tmp_path / "set" / split / colour).mkdir(parents=True, exist_ok=True)
+            write_clip(tmp_path / "set" / split / colour / f"{number}.mp4", replace(drawing, frames=frames))
+    recipe = load("quickstart/alone.py")
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, path=str(tmp_path / "set"), val_split=None, batch_size=9),
+        student=replace(recipe.student, width=4),
+        optim=replace(recipe.optim, steps=30),
+    )
+    train(recipe, tmp_path / "run", console=Console(quiet=True))
+    found = evaluate(tmp_path / "run", read_manifest(tmp_path / "set").split("test"), machine=CPU).numbers
+    assert found["top1"] > 0.8
+    assert set(found["temporal"].values()) == {found["top1"]}

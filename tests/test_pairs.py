@@ -205,7 +205,7 @@ def test_a_run_learns_to_listen_and_then_teaches_those_that_look(noisy_set: Path
     listens = recipe(noisy_set, student=MelNetwork(backbone="mobilenetv3_small_050", input=HEARS, mels=32))
     summary = train(listens, tmp_path / "ear", console=QUIET)
     assert summary["clips_without_sound"] == {"student": 4}  # two of six, in two steps
-    scored = evaluate(tmp_path / "ear", read_manifest(noisy_set).split("train"), machine=Machine(device="cpu"))
+    scored = evaluate(tmp_path / "ear", read_manifest(noisy_set).split("train"), machine=Machine(device="cpu")).numbers
     assert scored["clips"] == 4
     assert [reason for reason in scored["skipped"] if reason.endswith("the video has no sound")] == scored["skipped"]
     assert len(scored["skipped"]) == 2

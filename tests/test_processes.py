@@ -15,13 +15,16 @@ from safetensors.torch import load_file
 from videokd import recipe as recipes
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
+from videokd.clips.views import ViewGrid
 from videokd.distill import Term
 from videokd.evaluate import evaluate
 from videokd.losses import CRD, DIST, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
 from videokd.machine import Machine
 from videokd.models import CompactShift, save_model
+from videokd.predictions import read_predictions
 from videokd.processes import joined
 from videokd.recipe import Recipe, TrainedTeacher, load
+from videokd.report.comparison import read_evaluation
 from videokd.run_folder import read_metrics
 from videokd.train import train
 from videokd.weighting import FixedWeights, ScaleNormalised
@@ -190,20 +193,30 @@ def test_evaluation_of_an_uneven_list_is_that_of_one_process(
     write_manifest(videos, tmp_path / "seven.jsonl")
     script = tmp_path / "score.py"
     script.write_text(
-        "import json, sys, torch\n"
+        "import sys, torch\n"
         "from videokd.clips.lists import read_manifest\n"
+        "from videokd.clips.views import ViewGrid\n"
         "from videokd.evaluate import evaluate\n"
+        "from videokd.report.comparison import write_evaluation\n"
         "from videokd.machine import Machine\n"
         "from videokd.processes import joined, rank\n"
         "with joined(torch.device('cpu')):\n"
-        "    found = evaluate(sys.argv[1], read_manifest(sys.argv[2]).split('test'), machine=Machine(), batch_size=2)\n"
-        "    open(f'{sys.argv[3]}/{rank()}.json', 'w').write(json.dumps(found))\n"
+        "    videos = read_manifest(sys.argv[2]).split('test')\n"
+        "    grid = ViewGrid(temporal=2, spatial=3)\n"
+        "    found = evaluate(sys.argv[1], videos, machine=Machine(), batch_size=2, grid=grid)\n"
+        "    write_evaluation(f'{sys.argv[3]}/{rank()}', found)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run([*command, tmp_path / "model", tmp_path / "seven.jsonl", tmp_path], check=True, capture_output=True)
-    alone = evaluate(tmp_path / "model", read_manifest(tmp_path / "seven.jsonl").split("test"), machine=Machine())
-    for number in (0, 1):
-        assert json.loads((tmp_path / f"{number}.json").read_text()) == alone
+    videos, grid = read_manifest(tmp_path / "seven.jsonl").split("test"), ViewGrid(temporal=2, spatial=3)
+    alone = evaluate(tmp_path / "model", videos, machine=Machine(), grid=grid, workers=2)
+    for number in ("0", "1"):
+        found, said = read_evaluation(tmp_path / number), read_predictions(tmp_path / number)
+        assert said.ids == alone.predictions.ids
+        torch.testing.assert_close(said.logits, alone.predictions.logits)
+        # Six views in parts of two, or all at once: the same up to rounding.
+        assert found.pop("calibration")["nll"] == pytest.approx(alone.numbers["calibration"]["nll"], rel=1e-5)
+        assert found == {name: value for name, value in alone.numbers.items() if name != "calibration"}
 
 
 @pytest.mark.slow

@@ -22,13 +22,16 @@ from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
 from videokd.config import from_plain, to_plain
 from videokd.contracts import Batch, Clip
+from videokd.fidelity import against_teacher
 from videokd.label import label
 from videokd.leaks import shared, trained_on
+from videokd.losses import MultiScale
 from videokd.machine import seed_step
 from videokd.models import load_model
 from videokd.models.cost import cost
+from videokd.predictions import read_predictions, write_predictions
 from videokd.recipe import Data, Recipe, TrainedTeacher, configs_folder
-from videokd.study import results, study
+from videokd.study import compare, results, study
 from videokd.teachers import Teacher
 from videokd.train import Interrupted, train
 
@@ -99,6 +102,13 @@ def test_study_json_has_what_its_readers_look_for(done: Path) -> None:
     assert set(found["differences"]) == set(found["gap_recovered"]) == set(ARMS) - {"alone"}
     assert set(found["beyond"]) == set(ARMS) - {"alone", "distilled"}
     assert set(found["per_class"]["grow"]) == {"teacher", *ARMS}
+    by_hand = [
+        against_teacher(*(read_predictions(done / run) for run in (f"distilled-seed{n}", "teacher"))) for n in (0, 1)
+    ]
+    agreement = [one["agreement"] for one in by_hand]
+    assert found["against"]["distilled"]["agreement"] == pytest.approx(sum(agreement) / 2)  # type: ignore[arg-type]
+    assert found["against"]["alone"]["negative_flips"] == 0
+    assert found["not_compared"] == [0, 0]
     assert found["verdict"].startswith("Distillation ")
     assert from_plain(found["study"]).seeds == 2
 
@@ -203,26 +213,26 @@ def test_an_interrupted_study_says_how_to_go_on_and_ends_as_if_nothing_had_happe
             os.kill(os.getpid(), signal.SIGINT)
         seed_step(seed, step)
 
-    out = tmp_path / "out"
+    out, plan = tmp_path / "out", tiny(drawn_set, arms=("label_smoothing", "shuffled_teacher"))
     with monkeypatch.context() as patch:
         patch.setattr("videokd.train.seed_step", ctrl_c)
         with pytest.raises(Interrupted, match=r"go on with: videokd study mine\.py"):
-            study(tiny(drawn_set), out, console=QUIET, go_on="videokd study mine.py")
-    with pytest.raises(ValueError, match="13 runs never finished, or were not scored: alone-seed1, label_smoothing"):
-        results(tiny(drawn_set), out)
+            study(plan, out, console=QUIET, go_on="videokd study mine.py")
+    with pytest.raises(ValueError, match="7 runs never finished, or were not scored: alone-seed1, label_smoothing"):
+        results(plan, out)
     # As if it had been killed before it could score this one.
     (out / "alone-seed0" / "evaluation.json").unlink()
     before = (out / "alone-seed0" / "model.safetensors").stat().st_mtime_ns
     said = io.StringIO()
-    found = study(tiny(drawn_set), out, console=Console(file=said, width=200))
+    found = study(plan, out, console=Console(file=said, width=200))
     assert (out / "alone-seed0" / "model.safetensors").stat().st_mtime_ns == before
-    assert "1 of 15 runs are finished" in said.getvalue()
+    assert "1 of 9 runs are finished" in said.getvalue()
     assert "label_smoothing-seed0 was begun and never finished: it goes on" in said.getvalue()
-    assert "[15/15] shuffled_teacher-seed1: top-1" in said.getvalue()
+    assert "[9/9] shuffled_teacher-seed1: top-1" in said.getvalue()
     assert "left for 1 runs" in said.getvalue()
     expected = json.loads((done / "study.json").read_text())
     assert {arm: one["top1_each"] for arm, one in found["arms"].items()} == {
-        arm: one["top1_each"] for arm, one in expected["arms"].items()
+        arm: one["top1_each"] for arm, one in expected["arms"].items() if arm in plan.chosen
     }
     for run in ("label_smoothing-seed0", "shuffled_teacher-seed1"):
         one, other = load_file(out / run / "model.safetensors"), load_file(done / run / "model.safetensors")
@@ -239,6 +249,20 @@ def test_a_finished_study_is_kept_and_its_pairs_and_arms_may_change(drawn_set: P
     assert tuple(one["arms"]) == ("alone", "label_smoothing", "distilled")
     assert one["verdict"].startswith("One pair: ")
     assert one["arms"]["alone"]["top1_each"] == found["arms"]["alone"]["top1_each"][:1]
+
+
+def test_clips_that_one_model_alone_left_out_are_not_compared(done: Path, tmp_path: Path) -> None:
+    whole = read_predictions(done / "alone-seed0")
+    few = whole.rows(torch.arange(4, 12))
+    for folder, said in (("teacher", few), ("alone", whole), ("distilled", whole.rows(torch.arange(11)))):
+        (tmp_path / folder).mkdir()
+        write_predictions(tmp_path / folder, said)
+    found = compare({arm: tmp_path / arm for arm in ("teacher", "alone", "distilled")})
+    assert found["not_compared"] == 5
+    expected = (whole.predicted == whole.label)[4:11].double().mean().item()
+    assert found["top1"] == {arm: pytest.approx(expected) for arm in ("teacher", "alone", "distilled")}
+    assert found["against"]["distilled"]["agreement"] == 1
+    assert list(found["per_class"]) == [whole.classes[k] for k in sorted(set(whole.label[4:11].tolist()))]
 
 
 def test_scores_of_another_model_are_not_kept(drawn_set: Path, copied: Path) -> None:
@@ -291,6 +315,15 @@ def test_what_no_study_can_be_made_of_is_refused(drawn_set: Path) -> None:
         replace(plan, split="train")
 
 
+def test_a_student_that_lacks_the_teachers_taps_can_not_teach_itself(drawn_set: Path, tmp_path: Path) -> None:
+    plan = tiny(drawn_set)
+    stage = replace(plan.distilled.objective["frames"], loss=MultiScale(student_tap="stage3", teacher_tap="layer4"))
+    plan = replace(plan, distilled=replace(plan.distilled, objective={"frames": stage}))
+    with pytest.raises(ValueError, match=r"leave out self_distilled \(arms\): .*'layer4'"):
+        study(plan, tmp_path / "out", console=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_fails_is_named(drawn_set: Path, tmp_path: Path) -> None:
     plan = tiny(drawn_set)
     broken = replace(plan.alone, optim=replace(plan.alone.optim, freeze=("nowhere",)))
@@ -309,10 +342,7 @@ def test_every_list_is_a_fold_with_a_teacher_of_its_own(drawn_set: Path, tmp_pat
     assert source(recipes.load(tmp_path / "out/fold2/distilled-seed3/recipe.json")).checkpoint.endswith("fold2/teacher")
     assert len(found["differences"]["distilled"]["folds"]) == 2
     assert found["lists"] == [str(Path(one).resolve()) for one in lists]
-    scored = [
-        set(json.loads((tmp_path / f"out/fold{number}/alone-seed3/evaluation.json").read_text())["predicted"])
-        for number in (1, 2)
-    ]
+    scored = [set(read_predictions(tmp_path / f"out/fold{number}/alone-seed3").ids) for number in (1, 2)]
     assert not scored[0] & scored[1]
     assert scored[0] | scored[1] == {video.id for video in read_manifest(lists[0]).videos}
 

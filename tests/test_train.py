@@ -390,7 +390,7 @@ def test_a_substitute_keeps_a_run_going_and_is_counted(alone: Recipe, tmp_path: 
     summary = train(replace(alone, data=data), tmp_path / "run", console=QUIET)
     assert all("bad.mp4" in reason and "stood in" in reason for reason in summary["skipped"])
     assert summary["skipped"]
-    found = evaluate(tmp_path / "run", read_manifest(alone.data.path).split("test"), machine=alone.machine)
+    found = evaluate(tmp_path / "run", read_manifest(alone.data.path).split("test"), machine=alone.machine).numbers
     assert found["skipped_in_training"] == len(summary["skipped"])
 
 
@@ -476,9 +476,19 @@ def test_clips_of_several_labels_are_learned_by_binary_losses(
         train(replace(teacher, data=replace(data, class_balance=1.0)), tmp_path / "balanced", console=QUIET)
     with pytest.raises(ValueError, match=r"these have several labels: take BinaryCrossEntropy"):
         train(replace(alone, data=data), tmp_path / "other", console=QUIET)
-    with pytest.raises(ValueError, match="can't be scored yet: set val_split to None"):
+    with pytest.raises(ValueError, match=r"several labels a video: set metric to map \(metric is top1\)"):
         train(replace(alone, data=replace(data, val_split="val")), tmp_path / "other", console=QUIET)
     assert not (tmp_path / "other").exists()
+    manifest = read_manifest(data.path)
+    splits = ["val" if number < 6 else "train" for number in range(len(manifest.videos))]
+    videos = tuple(replace(video, split=split) for video, split in zip(manifest.videos, splits, strict=True))
+    write_manifest(replace(manifest, videos=videos), tmp_path / "splits.jsonl")
+    data = replace(data, path=str(tmp_path / "splits.jsonl"), train_split="train", val_split="val")
+    scored = replace(teacher, data=data, metric="map", keep="best")
+    summary = train(scored, tmp_path / "scored", console=QUIET)
+    assert summary["val_top1"] is None
+    assert 0 < summary["val_map"] <= 1
+    assert summary["val_map"] == max(row["val_map"] for row in read_metrics(tmp_path / "scored") if "val_map" in row)
 
 
 KEEPING: dict[str, tuple[dict[str, Term], Weighting]] = {

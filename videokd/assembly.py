@@ -94,10 +94,9 @@ def assemble(
     recipe = recipes.anchored(recipe)
     device = recipe.machine.find()
     manifest = recipe.data.manifest()
-    if manifest.multi_label and recipe.data.val_split:
-        raise ValueError(
-            f"{manifest.source} has several labels a video, and they can't be scored yet: set val_split to None"
-        )
+    if recipe.data.val_split and manifest.multi_label != (recipe.metric == "map"):
+        several = "several labels a video: set metric to map" if manifest.multi_label else "one label a video: not map"
+        raise ValueError(f"{manifest.source} has {several} (metric is {recipe.metric}), or set data.val_split to None")
     mixtures = {name: source for name, source in recipe.teachers.items() if isinstance(source, Mixture)}
     check_terms(recipe.objective, list(recipe.teachers), mixtures)
     recipe.weighting.build(list(recipe.objective))

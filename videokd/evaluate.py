@@ -1,4 +1,4 @@
-"""Scores of a model on a list of videos, agreement with another, and what a distillation recovered of a gap."""
+"""Scores of a model on a list of videos, over views in time and space, and what a distillation recovered of a gap."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,15 +16,27 @@ from videokd.clips.dataset import ClipDataset, FrameMemory, view_generator
 from videokd.clips.loader import batches, leave_out_bad
 from videokd.clips.manifest import Manifest
 from videokd.clips.order import EveryClip
-from videokd.contracts import UNLABELLED, Clip
+from videokd.clips.views import ViewGrid
+from videokd.contracts import Clip, View
+from videokd.fidelity import against_teacher
 from videokd.machine import Machine
+from videokd.metrics import average_views, calibration, fit_temperature, intervals, scores
 from videokd.models import Model, load_model
 from videokd.models.cost import cost
+from videokd.predictions import Predictions
 from videokd.processes import of_all, rank, world_size
 
-FrameOrder = Literal["filmed", "shuffled"]
+FrameOrder = Literal["filmed", "shuffled", "reversed", "frozen", "half"]
+"""What is done to a clip's frames: nothing; a random order, the same for every model; the last first; the middle one
+all along; every second one, each shown twice. Times stay. A sound is cut into sixteen pieces."""
+
+FRAME_ORDERS: tuple[FrameOrder, ...] = ("filmed", "shuffled", "reversed", "frozen", "half")
+
 OnBadVideo = Literal["error", "skip"]
 """Stop at a video that can't be read, or leave it out: another in its place would make it another test."""
+
+Average = Literal["probabilities", "logits"]
+"""What is averaged over a clip's views."""
 
 _SOUND_PIECES = 16
 
@@ -32,8 +44,16 @@ MIN_GAP = 0.08
 """Below this gap between teacher and student alone (a share of clips), the share recovered means nothing."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scored, and what it said of every clip."""
+
+    numbers: Mapping[str, Any]  # ready for JSON
+    predictions: Predictions
+
+
 def evaluate(
-    folder: str | Path,
+    model: str | Path | Model[Any],
     videos: Manifest,
     *,
     machine: Machine,
@@ -41,76 +61,113 @@ def evaluate(
     workers: int = 0,
     on_bad_video: OnBadVideo = "error",
     time_limit: float = 60.0,
+    grid: ViewGrid | None = None,
+    average: Average = "probabilities",
+    orders: Sequence[FrameOrder] = FRAME_ORDERS,
+    calibrate_on: Manifest | None = None,
+    teacher: Predictions | None = None,
     memory: FrameMemory | None = None,
     trust: Collection[str] = (),
     advance: Callable[[int], None] = lambda clips: None,
-) -> dict[str, Any]:
-    """Scores the model in `folder` on `videos`, as they are and with each clip's frames shuffled.
+) -> Evaluation:
+    """Scores a model on `videos`, as they are and with the frames of each clip in other orders.
 
-    Preprocessing and class names come from the model. Plain numbers, ready for JSON: those of `scores`,
-    "shuffled_top1", the class predicted for every clip by name, what the model costs, and the data debt: the videos
-    that were left out here, and how many its training did without.
+    Preprocessing and class names come from the model.
+
+    Args:
+        model: the folder it was saved in, or a model.
+        videos: what to score it on.
+        machine: device and precision.
+        batch_size: views at once.
+        workers: processes that decode.
+        on_bad_video: what to do with a video that can't be read.
+        time_limit: seconds that a worker may spend on a video.
+        grid: views of a video; None for the centred one.
+        average: of what, over the views.
+        orders: of the frames; "filmed" is always among them.
+        calibrate_on: validation videos that a temperature is fitted on; None fits none.
+        teacher: what the model's teacher said of the same videos.
+        memory: decoded videos to use again.
+        trust: packages and modules of your own whose code may run.
+        advance: called with the number of clips done.
+
+    Returns:
+        The predictions, and plain numbers, ready for JSON: those of `metrics.scores` and `metrics.intervals`,
+        "calibration" (not of several-label sets), "temporal" (top-1 by frame order), "views", "curve" (top-1 over
+        budgets of views, where there are several), "against" the teacher, what the model costs, and the data debt:
+        "skipped" here, and how many videos its training did without.
 
     Raises:
-        ValueError: if there is no model, or the videos have classes that it does not know.
+        ValueError: if there is no model, the videos have classes that it does not know, or `calibrate_on` shares
+            videos with them.
         VideoError: for a broken video, unless `on_bad_video` is "skip".
     """
-    if videos.multi_label:
-        raise ValueError(f"{videos.source} has several labels a video, and they can't be scored yet")
-    model = load_model(folder, trust=trust).to(machine.find())
+    name = str(model) if isinstance(model, str | Path) else model.config.__class__.__name__
+    trained_without = None if isinstance(model, Model) else _skipped_in_training(Path(model))
+    model = (model if isinstance(model, Model) else load_model(model, trust=trust)).to(machine.find())
     if model.input is None:
-        raise ValueError(f"{folder} neither looks nor listens: it can't be scored on videos")
-    videos, left_out = leave_out_bad(videos, on_bad_video=on_bad_video)
-    dataset = ClipDataset(
-        videos.with_classes(model.classes, of=str(folder)),
-        {"student": model.input},
-        memory=memory,
-    )
+        raise ValueError(f"{name} neither looks nor listens: it can't be scored on videos")
+    spec, grid = model.input, grid or ViewGrid()
+    orders = tuple(dict.fromkeys(("filmed", *orders)))
+    shared = {video.id for video in videos.videos} & {video.id for video in (calibrate_on or videos).videos}
+    if calibrate_on is not None and shared:
+        raise ValueError(f"a temperature would be fitted on {len(shared)} of the videos that are scored: take others")
 
-    def run(frame_order: FrameOrder) -> Predictions:
-        return predict(
+    def look(at: Manifest, orders: Sequence[FrameOrder]) -> tuple[dict[FrameOrder, Predictions], Any]:
+        there, left_out = leave_out_bad(at, on_bad_video=on_bad_video)
+        dataset = ClipDataset(there.with_classes(model.classes, of=name), {"student": spec}, grid=grid, memory=memory)
+        return _look(
             model,
             dataset,
+            orders=orders,
+            average=average,
+            left_out=left_out,
             machine=machine,
             batch_size=batch_size,
             workers=workers,
             on_bad_video=on_bad_video,
             time_limit=time_limit,
-            frame_order=frame_order,
             advance=advance,
         )
 
-    ordered, shuffled = run("filmed"), run("shuffled")
-    price = cost(model)
-    return {
-        **scores(ordered),
-        "skipped": [*left_out, *ordered.skipped],
-        "skipped_in_training": _skipped_in_training(Path(folder)),
-        "shuffled_top1": scores(shuffled)["top1"],
-        "predicted": dict(zip(ordered.ids, (model.classes[k] for k in ordered.predicted.tolist()), strict=True)),
+    found, budgets = look(videos, orders)
+    filmed, price = found["filmed"], cost(model)
+    headline = "map" if filmed.several_labels else "top1"
+    numbers = {
+        **scores(filmed),
+        **intervals(filmed),
+        "calibration": None,
+        "temporal": {order: scores(said)[headline] for order, said in found.items()},
+        "views": {"temporal": grid.temporal, "spatial": grid.spatial, "average": average},
+        "curve": [
+            {
+                "temporal": temporal,
+                "spatial": spatial,
+                "macs": temporal * spatial * price.macs,
+                "top1": (best == filmed.label)[filmed.is_labelled].double().mean().item(),
+            }
+            for (temporal, spatial), best in budgets.items()
+        ]
+        or None,
+        "against": None if teacher is None else against_teacher(filmed, teacher),
+        "skipped_in_training": trained_without,
         "list": str(videos.source.resolve()),
         "params": price.params,
         "macs": price.macs,
     }
+    if not filmed.several_labels:
+        numbers["calibration"] = calibration(filmed) | {"temperature": None, "fitted_on": None, "scaled": None}
+    if calibrate_on is not None and not filmed.several_labels:
+        validation = look(calibrate_on, ("filmed",))[0]["filmed"]
+        temperature = fit_temperature(validation)
+        numbers["calibration"] |= {
+            "temperature": temperature,
+            "fitted_on": f"{int(validation.is_labelled.sum())} validation clips of {calibrate_on.source.resolve()}",
+            "scaled": calibration(filmed, temperature=temperature),
+        }
+    return Evaluation(numbers, filmed)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a model said of every clip of a list that could be read."""
-
-    ids: tuple[str, ...]  # (N,)
-    label: Tensor  # int64 (N,), UNLABELLED where unknown
-    logits: Tensor  # float32 (N, K)
-    classes: tuple[str, ...]  # (K,)
-    skipped: tuple[str, ...]  # one sentence for each clip that could not be read
-
-    @property
-    def predicted(self) -> Tensor:
-        """Most likely class, int64 (N,)."""
-        return self.logits.argmax(dim=1)
-
-
-@torch.no_grad()
 def predict(
     model: Model[Any],
     dataset: ClipDataset,
@@ -121,109 +178,174 @@ def predict(
     on_bad_video: OnBadVideo = "error",
     time_limit: float = 60.0,
     frame_order: FrameOrder = "filmed",
+    average: Average = "probabilities",
     advance: Callable[[int], None] = lambda clips: None,
 ) -> Predictions:
-    """Runs the model over every clip, once, by its centred view; several processes share the clips, and all of them
-    return what all found.
+    """Runs the model over every clip, by the views of the data set's grid; several processes share the clips, and all
+    of them return what all found.
 
     Args:
         model: on the device where it is to run; put in eval mode while this runs.
         dataset: made with `specs={"student": model.input}`.
         machine: its precision is used; None for fp32.
-        batch_size: clips at once.
+        batch_size: views at once.
         workers: processes that decode.
         on_bad_video: "skip" leaves out a video that can't be read, and names it in `Predictions.skipped`.
         time_limit: seconds that a worker may spend on a video.
-        frame_order: "shuffled" hands out each clip's frames in a random order, the same for every model; of a sound,
-            sixteen pieces. A clip without sound is left out for a model that listens, and named.
+        frame_order: in which each clip's frames are handed out. A clip without sound is left out for a model that
+            listens, and named.
+        average: of what, over a clip's views.
         advance: called with the number of clips done.
 
     Raises:
         ValueError: if no clip could be read, or one could not and `on_bad_video` is "error".
     """
-    training = model.training
+    found, _ = _look(
+        model,
+        dataset,
+        orders=(frame_order,),
+        average=average,
+        left_out=(),
+        machine=machine or Machine(),
+        batch_size=batch_size,
+        workers=workers,
+        on_bad_video=on_bad_video,
+        time_limit=time_limit,
+        advance=advance,
+    )
+    return found[frame_order]
+
+
+@torch.no_grad()
+def _look(
+    model: Model[Any],
+    dataset: ClipDataset,
+    *,
+    orders: Sequence[FrameOrder],
+    average: Average,
+    left_out: tuple[str, ...],
+    machine: Machine,
+    batch_size: int,
+    workers: int,
+    on_bad_video: OnBadVideo,
+    time_limit: float,
+    advance: Callable[[int], None],
+) -> tuple[dict[FrameOrder, Predictions], dict[tuple[int, int], Tensor]]:
+    """Predictions by frame order, all from one decode; and the class predicted, int64 (N,), of clips as filmed, by
+    smaller budgets of views (in time, in space) that the grid holds, where it has several."""
+    training, device = model.training, model.device
     model.eval()
-    device = model.device
-    labels: list[Tensor] = []
-    logits: list[Tensor] = []
-    ids: list[str] = []
-    skipped: list[str] = []
-    order = EveryClip(len(dataset), batch_size, rank=rank(), world_size=world_size())
+    grid = dataset.grid or ViewGrid()
+    budgets = {} if dataset.multi_label or len(grid) == 1 or "filmed" not in orders else _budgets(grid)
+    mine = _Part([], [], {frame_order: [] for frame_order in orders}, [], [])
+    # The views of a clip are in one batch, however many there are: they are averaged before the next is seen.
+    clips_at_once = max(batch_size // len(grid), 1)
+    order = EveryClip(len(dataset), clips_at_once * len(grid), views=len(grid), rank=rank(), world_size=world_size())
     for batch in batches(dataset, order, workers=workers, on_bad_video=on_bad_video, time_limit=time_limit):
-        skipped += batch.skipped
-        advance(len(batch.id) + len(batch.skipped))
+        unread = list(dict.fromkeys(batch.skipped))
+        mine.skipped.extend(unread)
+        advance(len(batch.id) // len(grid) + len(unread))
         if not batch.id:
             continue
-        view = batch.clips["student"].to(device)
-        if frame_order == "shuffled":
-            pieces = view.frames.shape[1] if isinstance(view, Clip) else _SOUND_PIECES
-            view = view.at(torch.stack([_shuffled(name, pieces) for name in batch.id]).to(device))
-        with (machine or Machine()).autocast(device):
-            answer = model(view)
-        assert answer.logits is not None
-        known = torch.ones(len(batch.id), dtype=torch.bool) if answer.known is None else answer.known.cpu()
-        skipped += [f"{name}: the video has no sound" for name, heard in zip(batch.id, known.tolist()) if not heard]
-        logits.append(answer.logits.float().cpu()[known])
-        labels.append(batch.label[known])
-        ids += [name for name, heard in zip(batch.id, known.tolist()) if heard]
+        names, label = batch.id[:: len(grid)], batch.label[:: len(grid)]
+        assert names == batch.id[len(grid) - 1 :: len(grid)], "a clip's views are beside each other"
+        parts = [batch.clips["student"].rows(rows) for rows in torch.arange(len(batch.id)).split(batch_size)]
+        heard = torch.ones(len(names), dtype=torch.bool)
+        for frame_order in orders:
+            said: list[Tensor] = []
+            for first, view in zip(range(0, len(batch.id), batch_size), parts, strict=True):
+                shown = _in_order(view.to(device), frame_order, batch.id[first : first + batch_size])
+                with machine.autocast(device):
+                    answer = model(shown)
+                assert answer.logits is not None
+                said.append(answer.logits.float().cpu())
+                if answer.known is not None:
+                    heard[torch.arange(first, first + len(said[-1]))[~answer.known.cpu()] // len(grid)] = False
+            each = torch.cat(said).unflatten(0, (len(names), len(grid)))
+            mine.logits[frame_order].append(
+                average_views(each, average=average, several_labels=dataset.multi_label)[heard]
+            )
+            if frame_order == "filmed" and budgets:
+                fewer = [average_views(each[:, views], average=average).argmax(dim=1) for views in budgets.values()]
+                mine.smaller.append(torch.stack(fewer, dim=1)[heard])
+        mine.skipped.extend(
+            f"{name}: the video has no sound" for name, known in zip(names, heard.tolist()) if not known
+        )
+        mine.labels.append(label[heard])
+        mine.ids.extend(name for name, known in zip(names, heard.tolist()) if known)
     model.train(training)
-    mine = (ids, torch.cat(labels), torch.cat(logits)) if ids else None
-    said = of_all((mine, skipped))
-    skipped = [reason for _, reasons in said for reason in reasons]
-    parts = [part for part, _ in said if part is not None]
-    if not parts:
+    return _together(of_all(mine), dataset, budgets=tuple(budgets), left_out=left_out)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one process found."""
+
+    ids: list[str]
+    labels: list[Tensor]  # (n,) each, or (n, K)
+    logits: dict[FrameOrder, list[Tensor]]  # (n, K) each
+    smaller: list[Tensor]  # (n, budgets) each
+    skipped: list[str]
+
+
+def _together(
+    parts: Sequence[_Part],
+    dataset: ClipDataset,
+    *,
+    budgets: Sequence[tuple[int, int]],
+    left_out: Sequence[str],
+) -> tuple[dict[FrameOrder, Predictions], dict[tuple[int, int], Tensor]]:
+    """In the list's order, however many processes shared it."""
+    skipped = (*left_out, *(reason for part in parts for reason in part.skipped))
+    ids = [name for part in parts for name in part.ids]
+    if not ids:
         raise ValueError(f"none of the {len(dataset)} clips could be read; the first: {skipped[0]}")
-    # In the list's order, however many processes shared it.
     place = {video.id: number for number, video in enumerate(dataset.videos)}
-    names = [name for part, _, _ in parts for name in part]
-    rows = sorted(range(len(names)), key=lambda row: place[names[row]])
-    return Predictions(
-        tuple(names[row] for row in rows),
-        torch.cat([label for _, label, _ in parts])[rows],
-        torch.cat([found for _, _, found in parts])[rows],
-        model.classes,
-        tuple(skipped),
-    )
-
-
-def scores(predictions: Predictions) -> dict[str, Any]:
-    """Plain numbers, ready for JSON: top-1, top-1 by class, confusion counts, clips scored and skipped.
-
-    Raises:
-        ValueError: if no clip has a label.
-    """
-    known = predictions.label != UNLABELLED
-    label, predicted = predictions.label[known], predictions.predicted[known]
-    if not len(label):
-        raise ValueError("no clip of the list has a label: nothing to score")
-    num_classes = len(predictions.classes)
-    confusion = torch.bincount(label * num_classes + predicted, minlength=num_classes**2)
-    confusion = confusion.view(num_classes, num_classes)  # row: true class, column: predicted
-    totals = confusion.sum(dim=1)
-    right = confusion.diagonal()
-    per_class = {name: (right[k] / totals[k]).item() for k, name in enumerate(predictions.classes) if totals[k] > 0}
-    return {
-        "top1": (predicted == label).float().mean().item(),
-        "mean_class_accuracy": fmean(per_class.values()),
-        "per_class": per_class,
-        "confusion": confusion.tolist(),
-        "classes": list(predictions.classes),
-        "clips": len(label),
-        "unlabelled": int((~known).sum()),
-        "skipped": list(predictions.skipped),
+    rows = sorted(range(len(ids)), key=lambda row: place[ids[row]])
+    videos = [dataset.videos[place[ids[row]]] for row in rows]
+    label = torch.cat([some for part in parts for some in part.labels])[rows]
+    predictions = {
+        order: Predictions(
+            ids=tuple(video.id for video in videos),
+            groups=tuple(video.group or video.id for video in videos),
+            paths=tuple(str(video.path) for video in videos),
+            label=label,
+            logits=torch.cat([some for part in parts for some in part.logits[order]])[rows],
+            classes=dataset.classes,
+            skipped=skipped,
+        )
+        for order in parts[0].logits
     }
+    smaller = torch.cat([some for part in parts for some in part.smaller])[rows].unbind(dim=1) if budgets else ()
+    return predictions, dict(zip(budgets, smaller, strict=True))
 
 
-def agreement(one: Mapping[str, str], other: Mapping[str, str]) -> float:
-    """Share of clips, by name, of which two models predict the same class.
+def _in_order(view: View, order: FrameOrder, names: Sequence[str]) -> View:
+    """The views of clips, in another order of their frames."""
+    if order == "filmed":
+        return view
+    pieces = view.frames.shape[1] if isinstance(view, Clip) else _SOUND_PIECES
+    filmed = torch.arange(pieces)
+    if order == "shuffled":
+        numbers = torch.stack([_shuffled(name, pieces) for name in names])
+    else:
+        one = {"reversed": filmed.flip(0), "frozen": torch.full_like(filmed, pieces // 2), "half": filmed // 2 * 2}
+        numbers = one[order].expand(len(names), -1)
+    return view.at(numbers.to(view.times.device if isinstance(view, Clip) else view.samples.device))
 
-    Raises:
-        ValueError: if the two predicted different clips.
-    """
-    if one.keys() != other.keys():
-        differing = sorted(one.keys() ^ other.keys())
-        raise ValueError(f"{len(differing)} clips were scored by one model alone, such as {differing[0]}")
-    return fmean(one[name] == other[name] for name in one)
+
+def _budgets(grid: ViewGrid) -> dict[tuple[int, int], list[int]]:
+    """Which views of a grid make up smaller ones: evenly spread in time, the middle one in space, and all of them."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for temporal in sorted({1, 2, 3, 4, 5, 10, grid.temporal}):
+        if temporal > grid.temporal:
+            continue
+        even = np.linspace(0, grid.temporal - 1, temporal) if temporal > 1 else np.array([(grid.temporal - 1) / 2])
+        moments = np.floor(even + 0.5).astype(int).tolist()
+        for spatial in sorted({1, grid.spatial}):
+            places = range(grid.spatial) if spatial == grid.spatial else [grid.spatial // 2]
+            found[temporal, spatial] = [moment * grid.spatial + place for moment in moments for place in places]
+    return found
 
 
 @dataclass(frozen=True)

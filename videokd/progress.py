@@ -37,7 +37,7 @@ class Display:
         self._console, self._name, self._total, self._clock = console, name, total, clock
         self._step, self._clips = done, 0
         self._loss: float | None = None
-        self._top1: float | None = None
+        self._score: str | None = None
         self._stopped = 0.0
         self._started = self._line_at = clock()
         self._line_step = done
@@ -80,9 +80,9 @@ class Display:
         if self._clock() - self._line_at >= LINE_SECONDS:
             self._line()
 
-    def validated(self, top1: float) -> None:
-        """Says how the validation came out: a share of its clips."""
-        self._top1 = top1
+    def validated(self, score: float, name: str = "top-1") -> None:
+        """Says how the validation came out: a share."""
+        self._score = f"validation {name} {score:.1%}"
         self._bar.update(self._task, detail=", ".join(self._details()))
         self._line()
 
@@ -106,7 +106,7 @@ class Display:
             found.append(f"{rate:.0f} clips/s" if rate >= 10 else f"{rate:.1f} clips/s")
         if now > before and step < self._total:
             found.append(f"{duration((self._total - step) * (now - before) / (step - first))} left")
-        return found if self._top1 is None else [*found, f"validation top-1 {self._top1:.1%}"]
+        return found if self._score is None else [*found, self._score]
 
 
 def bar(console: Console) -> Progress:

@@ -122,8 +122,9 @@ class PublishedTeacher:
     """Keep its outputs for every (clip, view) in memory; pays when `data.views` is small."""
 
 
-Metric = Literal["top1", "mean_class_accuracy"]
-"""On the validation split: share of clips, or mean of the classes' shares."""
+Metric = Literal["top1", "mean_class_accuracy", "map"]
+"""On the validation split: share of clips; mean of the classes' shares; mean average precision, of sets of several
+labels a video, which have this one alone."""
 
 TeacherSource = TrainedTeacher | PublishedTeacher | Mixture
 

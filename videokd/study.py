@@ -22,10 +22,14 @@ from videokd.clips.dataset import FrameMemory
 from videokd.clips.manifest import Manifest
 from videokd.config import differing_fields, to_plain
 from videokd.disk import write_text
+from videokd.distill import check_taps
 from videokd.evaluate import evaluate
+from videokd.fidelity import against_teacher
 from videokd.leaks import shared, trained_on
 from videokd.machine import terminal
+from videokd.metrics import is_right
 from videokd.models import load_model, save_model
+from videokd.predictions import PREDICTIONS, read_predictions
 from videokd.recipe import Recipe, TrainedTeacher
 from videokd.report.comparison import EVALUATION, read_evaluation, write_evaluation
 from videokd.report.paired import paired
@@ -66,14 +70,13 @@ def study(
     plan = anchored(plan)
     folds = folds_of(plan, out)
     lists = {fold.number: _checked(plan, fold, console) for fold in folds}
-    _claim(out, plan, {number: whole for number, (whole, _) in lists.items()})
+    _claim(out, plan, lists)
     runs = _Runs(plan, out, folds, console, go_on)
     for fold in folds:
-        _, test = lists[fold.number]
-        runs.teacher(fold, test)
+        runs.teacher(fold, lists[fold.number])
         for seed in plan.seed_range:
             for arm in plan.chosen:
-                runs.arm(arm, fold, seed, test)
+                runs.arm(arm, fold, seed, lists[fold.number])
     found = results(plan, out)
     write_text(out / "study.json", json.dumps(found, indent=2) + "\n")
     return found
@@ -96,26 +99,27 @@ def results(plan: Study, out: str | Path) -> dict[str, Any]:
         more = ", ..." if len(unfinished) > 5 else ""
         raise ValueError(f"{out}: {len(unfinished)} runs never finished, or were not scored: {named}{more}")
     scored = {arm: [read_evaluation(one) for one in many] for arm, many in runs.items()}
-    taught = {number: read_evaluation(one) for number, one in teachers.items()}
-    top1 = {arm: [one["top1"] for one in many] for arm, many in scored.items()}
-    said = paired(
-        top1,
-        teacher=[taught[fold.number]["top1"] for fold, _ in pairs],
-        folds=[fold.number for fold, _ in pairs],
-    )
-    first = taught[folds[0].number]
+    taught = [read_evaluation(one) for one in teachers.values()]
+    compared = [
+        compare({TEACHER: teachers[fold.number]} | {arm: fold.run(arm, seed) for arm in plan.chosen})
+        for fold, seed in pairs
+    ]
+    top1 = {arm: [one["top1"][arm] for one in compared] for arm in (TEACHER, *plan.chosen)}
+    teacher_each = top1.pop(TEACHER)
+    said = paired(top1, teacher=teacher_each, folds=[fold.number for fold, _ in pairs])
     return {
         "study": to_plain(plan),
         "videokd": videokd.__version__,
         "list": scored["alone"][0]["list"],
         "lists": list(dict.fromkeys(one["list"] for one in scored["alone"])),
         "split": plan.split,
-        "chance": 1 / len(first["classes"]),
+        "chance": 1 / len(taught[0]["classes"]),
+        "not_compared": [one["not_compared"] for one in compared],
         "teacher": {
             "runs": [one.relative_to(out).as_posix() for one in teachers.values()],
-            "top1_each": [one["top1"] for one in taught.values()],
-            "params": first["params"],
-            "macs": first["macs"],
+            "top1_each": [one["top1"] for one in taught],
+            "params": taught[0]["params"],
+            "macs": taught[0]["macs"],
         },
         "arms": {
             arm: {
@@ -133,9 +137,48 @@ def results(plan: Study, out: str | Path) -> dict[str, Any]:
             for arm, many in runs.items()
         },
         **{what: said[what] for what in ("differences", "gap_recovered", "beyond")},
-        "against": _against(runs, [teachers[fold.number] for fold, _ in pairs]),
-        "per_class": _per_class({TEACHER: list(taught.values()), **scored}),
+        "against": {arm: _means([one["against"][arm] for one in compared]) for arm in plan.chosen},
+        "per_class": {
+            name: _means([one["per_class"][name] for one in compared if name in one["per_class"]])
+            for name in taught[0]["classes"]
+        },
         "verdict": said["verdict"],
+    }
+
+
+def compare(runs: Mapping[str, Path]) -> dict[str, Any]:
+    """What the runs of one pair said of the clips that all of them could read: a clip that one model alone had to
+    leave out (too short for it) is not compared.
+
+    Args:
+        runs: teacher and arms -> their folders.
+
+    Returns:
+        "not_compared": how many clips these are; "top1": by arm; "per_class": class -> arm -> share; "against": arm ->
+        what it shares with the teacher, see `against_teacher`.
+    """
+    found = {arm: read_predictions(run) for arm, run in runs.items()}
+    alone = found["alone"]
+    common = set(alone.ids).intersection(*(one.ids for one in found.values()))
+    said = {
+        arm: one.rows(torch.tensor([name in common for name in one.ids], dtype=torch.bool)).of(
+            [name for name in alone.ids if name in common], alone.classes
+        )
+        for arm, one in found.items()
+    }
+    known, label = said["alone"].is_labelled, said["alone"].label
+    right = {arm: is_right(one).double() for arm, one in said.items()}
+    return {
+        "not_compared": len(set().union(*(one.ids for one in found.values())) - common),
+        "top1": {arm: one[known].mean().item() for arm, one in right.items()},
+        "per_class": {
+            name: {arm: one[label == number].mean().item() for arm, one in right.items()}
+            for number, name in enumerate(alone.classes)
+            if bool((label == number).any())
+        },
+        "against": {
+            arm: against_teacher(one, said[TEACHER], said["alone"]) for arm, one in said.items() if arm != TEACHER
+        },
     }
 
 
@@ -160,7 +203,7 @@ class _Runs:
             if (run / "recipe.json").is_file() and not (run / "model.json").is_file():
                 console.print(f"{self._name(run)} was begun and never finished: it goes on", highlight=False)
 
-    def teacher(self, fold: Fold, test: Manifest) -> None:
+    def teacher(self, fold: Fold, whole: Manifest) -> None:
         """The fold's teacher: trained, or a copy of what the study names."""
         self.teachers.clear()
         folder = fold.folder / TEACHER
@@ -168,29 +211,29 @@ class _Runs:
         assert isinstance(source, TrainedTeacher)
         if self.plan.trained_teacher is None:
             assert self.plan.teacher is not None
-            self._run(TEACHER, fold.of(self.plan.teacher), folder, test)
+            self._run(TEACHER, fold.of(self.plan.teacher), folder, whole)
         else:
             _copy_run(Path(self.plan.trained_teacher), folder)
-            self._score(TEACHER, fold.of(self.plan.distilled), folder, test, spent=0.0)
+            self._score(TEACHER, fold.of(self.plan.distilled), folder, whole, spent=0.0)
         untrained = fold.folder / "untrained_teacher"
         if untrained.name in self.plan.chosen and not (untrained / "model.json").is_file():
             model = load_model(folder, trust=source.trust)
             torch.manual_seed(_UNTRAINED_SEED)
             save_model(model.config.build(model.classes, pretrained=False), untrained)
 
-    def arm(self, arm: str, fold: Fold, seed: int, test: Manifest) -> None:
+    def arm(self, arm: str, fold: Fold, seed: int, whole: Manifest) -> None:
         """One arm of one pair."""
-        recipe = arm_recipe(self.plan, arm, fold, seed, classes=test.classes)
-        self._run(arm, recipe, fold.run(arm, seed), test)
+        recipe = arm_recipe(self.plan, arm, fold, seed, classes=whole.classes)
+        self._run(arm, recipe, fold.run(arm, seed), whole)
 
-    def _run(self, arm: str, recipe: Recipe, folder: Path, test: Manifest) -> None:
+    def _run(self, arm: str, recipe: Recipe, folder: Path, whole: Manifest) -> None:
         finished = (folder / "model.json").is_file()
         try:
             summary = train(
                 recipe,
                 folder,
                 or_resume=True,
-                teachers=None if finished or arm == "self_distilled" else self._teachers(recipe, test.classes),
+                teachers=None if finished or arm == "self_distilled" else self._teachers(recipe, whole.classes),
                 memory=self.memory,
                 console=Console(quiet=True) if finished else self.console,
             )
@@ -198,25 +241,29 @@ class _Runs:
             raise Interrupted(stop.step, self.go_on, number=stop.number) from stop
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-        self._score(arm, recipe, folder, test, spent=float(summary["seconds"]))
+        self._score(arm, recipe, folder, whole, spent=float(summary["seconds"]))
 
-    def _score(self, arm: str, recipe: Recipe, folder: Path, test: Manifest, *, spent: float) -> None:
+    def _score(self, arm: str, recipe: Recipe, folder: Path, whole: Manifest, *, spent: float) -> None:
         started = time.monotonic()
         is_new = not _is_scored(folder)
         if is_new:
             source = recipe.teachers.get(TEACHER)
+            val = self.plan.alone.data.val_split
+            validation = None if val is None else whole.split(val)
             found = evaluate(
                 folder,
-                test,
+                whole.split(self.plan.split),
                 machine=recipe.machine,
                 workers=recipe.data.workers,
                 on_bad_video="error" if recipe.data.on_bad_video == "error" else "skip",
                 time_limit=recipe.data.time_limit,
                 memory=self.memory if recipe.data.in_memory else None,
+                calibrate_on=validation,
                 trust=source.trust if isinstance(source, TrainedTeacher) else (),
             )
             # That nobody was trained on them was seen to before the first run.
-            write_evaluation(folder, {**found, "split": self.plan.split, "trained_on": 0})
+            how = {"split": self.plan.split, "protocol": None, "model": str(folder), "trained_on": 0}
+            write_evaluation(folder, replace(found, numbers={**found.numbers, **how}))
         self.seconds.setdefault(arm, []).append(spent + time.monotonic() - started)
         self.coming.remove(arm)
         if is_new:
@@ -255,11 +302,12 @@ class _Runs:
         return run.relative_to(self.out).as_posix()
 
 
-def _checked(plan: Study, fold: Fold, console: Console) -> tuple[Manifest, Manifest]:
-    """The list of the fold, whole, and what of it is scored.
+def _checked(plan: Study, fold: Fold, console: Console) -> Manifest:
+    """The list of the fold.
 
     Raises:
-        ValueError: if an arm or a teacher is trained or selected on what is scored.
+        ValueError: if an arm or a teacher is trained or selected on what is scored, or the student has not the taps
+            that it would be taught at by itself.
     """
     whole = fold.of(plan.alone).data.manifest()
     if whole.multi_label:
@@ -273,6 +321,12 @@ def _checked(plan: Study, fold: Fold, console: Console) -> tuple[Manifest, Manif
             used["selects"] = listed.split(recipe.data.val_split)
         for what, videos in used.items():
             _refuse(shared(videos, test, of=listed), f"{arm} {what} on clips of {listed.source}", test)
+    if "self_distilled" in plan.chosen:
+        model = plan.distilled.student.build(whole.classes, pretrained=False)
+        try:
+            check_taps(plan.distilled.objective, {"student": model, TEACHER: model})
+        except ValueError as error:
+            raise ValueError(f"the student can't teach itself, leave out self_distilled (arms): {error}") from error
     teachers = {
         source.checkpoint
         for arm, recipe in plan.recipes.items()
@@ -284,7 +338,7 @@ def _checked(plan: Study, fold: Fold, console: Console) -> tuple[Manifest, Manif
         if seen is None:
             console.print(f"what {teacher} was trained on is not known: see to it that no scored clip is among it")
         _refuse(seen or (), f"the teacher {teacher} was trained on clips", test)
-    return whole, test
+    return whole
 
 
 def _refuse(seen: Sequence[str], what: str, test: Manifest) -> None:
@@ -340,7 +394,8 @@ def _copy_run(run: Path, folder: Path) -> None:
 def _is_scored(run: Path) -> bool:
     """Whether a run is finished, and its scores are of the model that it left."""
     model, scores = run / "model.json", run / EVALUATION
-    return model.is_file() and scores.is_file() and scores.stat().st_mtime_ns >= model.stat().st_mtime_ns
+    there = all(one.is_file() for one in (model, scores, run / PREDICTIONS))
+    return there and scores.stat().st_mtime_ns >= model.stat().st_mtime_ns
 
 
 def _spent(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -363,19 +418,9 @@ def _differs(run: Path, alone: Path) -> list[str]:
     return [name for name in differing_fields(other, one) if name.partition(".")[0] not in left_out]
 
 
-def _per_class(scored: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Class -> arm -> mean accuracy."""
-    found: dict[str, dict[str, float]] = {}
-    for arm, many in scored.items():
-        for name in many[0]["per_class"]:
-            values = [one["per_class"][name] for one in many if name in one["per_class"]]
-            found.setdefault(name, {})[arm] = fmean(
-                value["accuracy"] if isinstance(value, Mapping) else value for value in values
-            )
-    return found
-
-
-def _against(runs: Mapping[str, Sequence[Path]], teachers: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Arm -> what it shares with its teacher, means over pairs; teachers are those of the pairs."""
-    # To be filled by `fidelity.against_teacher` of the runs' predictions.
-    return {}
+def _means(found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Means of the same numbers of several pairs; None where no pair has it."""
+    values = {
+        name: [value for one in found if (value := one[name]) is not None] for name in (found[0] if found else ())
+    }
+    return {name: fmean(known) if known else None for name, known in values.items()}

@@ -26,9 +26,10 @@ from videokd.contracts import Batch, Outputs, labelled
 from videokd.disk import held, write_text
 from videokd.distill import Step
 from videokd.environment import environment
-from videokd.evaluate import predict, scores
+from videokd.evaluate import predict
 from videokd.label import audit
 from videokd.machine import seed_step, terminal
+from videokd.metrics import scores
 from videokd.models import Model, save_model
 from videokd.models.cost import cost
 from videokd.norms import synchronise_norms
@@ -262,7 +263,10 @@ def _train(
                     if validated.add(step, found) and recipe.keep == "best":
                         state.best = {name: one.detach().clone() for name, one in model.state_dict().items()}
                 _log(run, tracked, step, found)
-                display.validated(found["val_top1"])
+                if "val_map" in found:
+                    display.validated(found["val_map"], "mAP")
+                else:
+                    display.validated(found["val_top1"])
                 if validated.enough and not last:
                     last = True
                     console.print(f"stopped at step {step}: {recipe.patience} validations without a new best")
@@ -285,7 +289,8 @@ def _train(
             "seconds": notes["seconds"] + time.monotonic() - started - display.seconds,
             "clips_per_second": notes["clips"] / notes["seconds"],
             **_price(model),
-            "val_top1": None if chosen is None else chosen["val_top1"],
+            "val_top1": None if chosen is None else chosen.get("val_top1"),
+            **({"val_map": chosen["val_map"]} if chosen and "val_map" in chosen else {}),
             "weights_of_step": chosen["step"] if recipe.keep == "best" and chosen else state.step,
             "losses": {name: row[name] for name in ("total", *recipe.objective) if name in row},
             "seconds_per_step": watch.per_step(),
@@ -448,4 +453,5 @@ def _validate(model: Model[Any], clips: ClipDataset, recipe: Recipe) -> dict[str
             time_limit=recipe.data.time_limit,
         )
     )
-    return {f"val_{name}": found[name] for name in ("top1", "mean_class_accuracy")}
+    # A set of several labels a video has a mean average precision alone.
+    return {f"val_{name}": found[name] for name in ("top1", "mean_class_accuracy", "map") if name in found}

@@ -4,18 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from videokd.evaluate import Evaluation
+from videokd.predictions import Predictions
 from videokd.recipe import dump, load
 from videokd.report.comparison import arms, read_evaluation, trios, verdict, write_evaluation
 from videokd.report.figures import _counts, draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table
 
 
-def evaluation(top1: float, *, clips: int = 20, agrees: int = 10, params: int = 1000) -> dict[str, Any]:
+def evaluation(top1: float, *, clips: int = 20, agrees: int = 10, params: int = 1000) -> Evaluation:
     """A made-up score in which the first `agrees` clips are predicted as class 0, the others as class 1."""
-    return {
+    numbers = {
         "top1": top1,
-        "shuffled_top1": top1 / 2,
+        "temporal": {"filmed": top1, "shuffled": top1 / 2},
         "per_class": {"a": top1, "b": top1},
         "mean_class_accuracy": top1,
         "confusion": [[8, 2], [3, 7]],
@@ -23,12 +26,16 @@ def evaluation(top1: float, *, clips: int = 20, agrees: int = 10, params: int = 
         "clips": clips,
         "unlabelled": 0,
         "skipped": ["x.mp4: broken"],
-        "predicted": {str(number): "b" if number >= agrees else "a" for number in range(clips)},
         "list": "list.jsonl",
         "split": "test",
         "params": params,
         "macs": 1000 * params,
     }
+    ids = tuple(map(str, range(clips)))
+    logits = torch.tensor([[0.0, 1.0] if number >= agrees else [1.0, 0.0] for number in range(clips)])
+    label = torch.zeros(clips, dtype=torch.long)
+    said = Predictions(ids=ids, groups=ids, paths=ids, label=label, logits=logits, classes=("a", "b"))
+    return Evaluation(numbers, said)
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def runs(tmp_path: Path) -> dict[str, list[Path]]:
             folder = tmp_path / (arm if arm == "teacher" else f"{arm}{number}")
             folder.mkdir()
             (folder / "recipe.json").write_text(dump(recipe))
-            rows = [{"step": step, "val_top1": scored["top1"] * step / 800} for step in (400, 800)]
+            rows = [{"step": step, "val_top1": scored.numbers["top1"] * step / 800} for step in (400, 800)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             write_evaluation(folder, scored)
             folders.setdefault(arm, []).append(folder)
@@ -108,7 +115,7 @@ def test_two_candidates_for_a_pair_are_refused(runs: dict[str, list[Path]], tmp_
 
 
 def test_confusion_counts_follow_the_names_and_not_the_numbers() -> None:
-    assert _counts(evaluation(0.5), ["b", "a"]).tolist() == [[7, 3], [2, 8]]
+    assert _counts(evaluation(0.5).numbers, ["b", "a"]).tolist() == [[7, 3], [2, 8]]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +145,7 @@ def test_a_run_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
 
 def test_runs_scored_on_other_clips_are_refused(runs: dict[str, list[Path]]) -> None:
     write_evaluation(runs["alone"][0], evaluation(0.5, clips=19))
-    with pytest.raises(ValueError, match="scored by one model alone"):
+    with pytest.raises(ValueError, match="1 clips were known to one of two models alone"):
         report(runs)
 
 

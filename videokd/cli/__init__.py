@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from videokd.cli import checking, labelling, lists, looks, runs, studies
+from videokd.cli import checking, evaluation, labelling, lists, looks, runs, studies
 from videokd.cli.options import spelled_out
 from videokd.config import nearest
 from videokd.label import Stopped
@@ -17,7 +17,7 @@ from videokd.train import Interrupted
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": runs.quickstart,
-    "evaluate": runs.evaluate,
+    "evaluate": evaluation.evaluate,
     "compare": runs.compare,
     "models": looks.models,
     "losses": looks.losses,
@@ -50,7 +50,7 @@ usage: videokd COMMAND
   preflight RECIPE      check a recipe on its first batches: teacher, classes, losses, time, memory, disk
   train RECIPE          run a recipe (train --resume RUN goes on with an interrupted one)
   label RECIPE          store what a recipe's teachers say of its clips, for many runs to train on
-  evaluate RUN          score a trained model on held-out videos
+  evaluate MODEL [LIST]  score a run, a saved model or a published one on held-out videos
   study STUDY           alone, distilled and controls over paired seeds: did it help, and was it the teacher
   compare RUN...        runs beside each other: scores, gains, and what differs
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare

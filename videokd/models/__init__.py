@@ -10,6 +10,7 @@ from videokd.models.layouts import Tap
 from videokd.models.model import Model, ModelConfig, SoundModel, VideoModel
 from videokd.models.motion import Motion
 from videokd.models.movinet import MoViNet
+from videokd.models.named import is_named, named_model
 from videokd.models.own import Own, OwnModel, TorchvisionImages
 from videokd.models.simkd import SimKD
 from videokd.models.sound_network import MelNetwork
@@ -44,6 +45,8 @@ __all__ = [
     "VideoResNet",
     "XClipVision",
     "check_classes",
+    "is_named",
     "load_model",
+    "named_model",
     "save_model",
 ]

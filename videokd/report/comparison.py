@@ -9,8 +9,10 @@ from typing import Any
 
 from videokd import recipe as recipes
 from videokd.disk import write_text
-from videokd.evaluate import MIN_GAP, agreement, gap_recovered, interval, standard_error
+from videokd.evaluate import MIN_GAP, Evaluation, gap_recovered, interval, standard_error
+from videokd.fidelity import against_teacher
 from videokd.models import SimKD
+from videokd.predictions import Predictions, read_predictions, write_predictions
 from videokd.recipe import Recipe, TrainedTeacher
 
 EVALUATION = "evaluation.json"
@@ -19,10 +21,13 @@ _WORTH_HAVING = 0.01
 """A gain (a share of clips) that an interval must leave out to say that there is none."""
 
 
-def write_evaluation(run: str | Path, evaluation: Mapping[str, Any]) -> Path:
-    """Leaves a run's scores in its folder, where `compare` finds them."""
+def write_evaluation(run: str | Path, evaluation: Evaluation) -> Path:
+    """Leaves a run's scores and predictions in its folder, where `compare` and `report` find them."""
     path = Path(run) / EVALUATION
-    write_text(path, json.dumps(evaluation) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_predictions(run, evaluation.predictions)
+    # Last: scores have their predictions beside them.
+    write_text(path, json.dumps(evaluation.numbers) + "\n")
     return path
 
 
@@ -54,17 +59,15 @@ def arms(teacher: str | Path, alone: Sequence[str | Path], distilled: Sequence[s
     Raises:
         ValueError: if the runs were scored on different clips.
     """
-    scored = {
-        "teacher": [read_evaluation(teacher)],
-        "alone": [read_evaluation(run) for run in alone],
-        "distilled": [read_evaluation(run) for run in distilled],
-    }
+    folders = {"teacher": [teacher], "alone": alone, "distilled": distilled}
+    scored = {arm: [read_evaluation(run) for run in runs] for arm, runs in folders.items()}
+    said = {arm: [read_predictions(run) for run in runs] for arm, runs in folders.items()}
     top1 = {arm: [run["top1"] for run in runs] for arm, runs in scored.items()}
     differences = [after - before for before, after in zip(top1["alone"], top1["distilled"], strict=True)]
     recovered = gap_recovered(teacher=top1["teacher"][0], alone=top1["alone"], distilled=top1["distilled"])
     error = standard_error(differences) if len(differences) > 1 else None
     return {
-        "arms": {arm: _arm(runs, teacher=scored["teacher"][0]) for arm, runs in scored.items()},
+        "arms": {arm: _arm(runs, said[arm], teacher=said["teacher"][0]) for arm, runs in scored.items()},
         "paired_difference": {"mean": fmean(differences), "se": error, "each": differences},
         "gap_recovered": asdict(recovered) if recovered else None,
         "verdict": verdict(differences, gap=top1["teacher"][0] - fmean(top1["alone"])),
@@ -136,14 +139,14 @@ def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]
     return list(groups.values())
 
 
-def _arm(runs: Sequence[Mapping[str, Any]], *, teacher: Mapping[str, Any]) -> dict[str, Any]:
+def _arm(runs: Sequence[Mapping[str, Any]], said: Sequence[Predictions], *, teacher: Predictions) -> dict[str, Any]:
     top1 = [run["top1"] for run in runs]
     return {
         "top1_mean": fmean(top1),
         "top1_sd": stdev(top1) if len(top1) > 1 else None,
         "top1_each": top1,
-        "shuffled_top1": fmean(run["shuffled_top1"] for run in runs),
-        "agreement_with_teacher": fmean(agreement(run["predicted"], teacher["predicted"]) for run in runs),
+        "shuffled_top1": fmean(run["temporal"]["shuffled"] for run in runs),
+        "agreement_with_teacher": fmean(against_teacher(one, teacher)["agreement"] or 0.0 for one in said),
         "params": runs[0]["params"],
         "macs": runs[0]["macs"],
         "clips": runs[0]["clips"],
