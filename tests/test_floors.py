@@ -10,6 +10,7 @@ import videokd
 FLOORS = {
     "cli": 9,
     "quickstart": 8,
+    "study": 8,
     "train": 7,
     "assembly": 5,
     "report": 7,
@@ -17,6 +18,8 @@ FLOORS = {
     "label": 6,
     "preflight": 6,
     "evaluate": 5,
+    "arms": 5,
+    "leaks": 2,
     "predictions": 1,
     "protocols": 2,
     "metrics": 2,

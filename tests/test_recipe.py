@@ -14,7 +14,7 @@ from videokd.optim import SGD, AdamW, Optimizer
 from videokd.recipe import Data, Recipe, configs_folder, dump, load
 from videokd.weighting import RandomWeights
 
-CONFIGS = sorted(configs_folder().rglob("*.py"))
+CONFIGS = sorted(path for path in configs_folder().rglob("*.py") if path.parent.name != "studies")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(configs_folder()).as_posix())

@@ -15,13 +15,14 @@ from torch import Tensor
 from videokd import recipe as recipes
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.clips.loader import batches, leave_out_bad, on_device
-from videokd.clips.manifest import Manifest, is_url
+from videokd.clips.manifest import Manifest, is_test, is_url
 from videokd.clips.mixing import mixed
 from videokd.clips.order import BatchOrder
 from videokd.clips.shuffling import check_pieces, with_shuffled
 from videokd.config import differing_fields, to_plain
 from videokd.contracts import UNLABELLED, Batch, FeatureMap, Outputs, ViewSpec
 from videokd.distill import Student, Term, check_clips, check_terms, wanted_taps
+from videokd.leaks import trained_on
 from videokd.losses import Facts
 from videokd.models import Model, ModelConfig, check_classes, load_model
 from videokd.models.model import nameless
@@ -116,6 +117,7 @@ def assemble(
         several_labels=manifest.multi_label,
     )
     _check_parts(recipe)
+    _warn_of_leaks(recipe, manifest, console)
     if teachers is None:
         teachers = load_teachers(recipe, manifest.classes)
 
@@ -224,12 +226,14 @@ def load_teachers(recipe: Recipe, classes: Sequence[str]) -> dict[str, Teacher |
             _check_logits(model, classes, wanting, name=name, data=recipe.data.path)
         taps = wanted_taps(recipe.objective, name)
         if store is None or model.input is None:
-            teachers[name] = Teacher(model.to(device), taps, remember=source.remember)
-            continue
-        shuffled = any(term.loss.pieces for term in listening)
-        raw = any(term.loss.needs_raw_logits for term in listening)
-        stored = store.teacher(name, taps, shuffled=shuffled, needs_raw_logits=raw)
-        teachers[name] = Teacher(model, taps, stored=stored)
+            teacher = Teacher(model.to(device), taps, remember=source.remember)
+        else:
+            shuffled = any(term.loss.pieces for term in listening)
+            raw = any(term.loss.needs_raw_logits for term in listening)
+            stored = store.teacher(name, taps, shuffled=shuffled, needs_raw_logits=raw)
+            teacher = Teacher(model, taps, stored=stored)
+        is_control = isinstance(source, TrainedTeacher) and source.shuffled
+        teachers[name] = teacher.shuffled() if is_control else teacher
     return teachers
 
 
@@ -295,6 +299,23 @@ def _not_empty(source: Iterator[Batch]) -> Iterator[Batch]:
                 "larger batches or fewer processes, or --on-bad-video substitute"
             )
         yield batch
+
+
+def _warn_of_leaks(recipe: Recipe, manifest: Manifest, console: Console) -> None:
+    """Says of which validation and test clips of the list a teacher knows the labels."""
+    kept = tuple(
+        video
+        for video in manifest.videos
+        if is_test(video.split) or (recipe.data.val_split is not None and video.split == recipe.data.val_split)
+    )
+    for name, source in recipe.teachers.items() if recipe.data.train_split is not None else ():
+        seen = isinstance(source, TrainedTeacher) and trained_on(source.checkpoint, replace(manifest, videos=kept))
+        if seen:
+            console.print(
+                f"careful: teacher {name!r} was trained on {len(seen)} of the {len(kept)} clips that are kept for "
+                f"validation and testing, or on others of the same source, such as {seen[0]}: what it passes on of "
+                "them makes scores too good"
+            )
 
 
 def _published(config: ModelConfig, classes: Sequence[str], *, name: str, needs_logits: bool) -> Model[Any]:

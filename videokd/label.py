@@ -34,7 +34,7 @@ from videokd.contracts import Batch, Outputs
 from videokd.distill import check_terms
 from videokd.machine import terminal
 from videokd.progress import LINE_SECONDS, bar
-from videokd.recipe import Recipe
+from videokd.recipe import Recipe, TrainedTeacher
 from videokd.records import Contents, StoredType, encoded, record, spread, top_classes
 from videokd.store import (
     ShardWriter,
@@ -249,6 +249,9 @@ def _work(recipe: Recipe, views: int, console: Console) -> _Work:
         name: source if isinstance(source, Mixture) else replace(source, remember=False)
         for name, source in recipe.teachers.items()
     }
+    for name, source in sources.items():
+        if isinstance(source, TrainedTeacher) and source.shuffled:
+            raise ValueError(f"teacher {name!r} is shuffled in each batch of a run: store it as it is (shuffled=False)")
     recipe = replace(recipe, teachers=sources, stored=None, data=replace(recipe.data, views=views))
     recipe = recipes.anchored(recipe)
     recipes.check_stored(recipe)

@@ -17,7 +17,6 @@ from videokd.assembly import load_teachers
 from videokd.clips import synthetic
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.lists import read_manifest
-from videokd.clips.manifest import write_manifest
 from videokd.disk import write_text
 from videokd.evaluate import evaluate
 from videokd.machine import Machine, terminal
@@ -87,7 +86,7 @@ def quickstart(
         console.print(f"Drawing {scale.train + scale.val + scale.test} videos in {out / 'data'}")
         counts = {"train": scale.train, "val": scale.val, "test": scale.test}
         full = synthetic.write_set(out / "data", counts=counts)
-        lists = {"same-data": full, "transfer-set": _withhold_labels(full, scale.labelled)}
+        lists = {"same-data": full, "transfer-set": synthetic.withhold_labels(full, scale.labelled)}
 
     memory = FrameMemory()
     teacher_recipe = _sized(_shipped("teacher"), full, steps=scale.teacher_steps, scale=scale, machine=machine)
@@ -223,17 +222,6 @@ def _claim(out: Path, settings: str, *, resume: bool) -> None:
         raise ValueError(f"{out} holds something that is not a quickstart; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, settings)
-
-
-def _withhold_labels(full: Path, labelled: int) -> Path:
-    """A second list of the same videos, in which only the first `labelled` training clips keep their label."""
-    manifest = read_manifest(full)
-    training = [video.id for video in manifest.videos if video.split == "train"]
-    withheld = set(training[labelled:])
-    videos = tuple(replace(video, label=None) if video.id in withheld else video for video in manifest.videos)
-    path = full.with_name("few_labels.jsonl")
-    write_manifest(replace(manifest, videos=videos), path)
-    return path
 
 
 def _shipped(name: str) -> Recipe:

@@ -5,15 +5,13 @@ import re
 import traceback
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal, TypeVar
 
 import videokd
 from videokd.clips.backends import Backend
 from videokd.clips.lists import read_manifest
 from videokd.clips.loader import OnBadVideo
-from videokd.clips.manifest import Manifest, is_url
+from videokd.clips.manifest import Manifest, is_test, is_url
 from videokd.clips.mixing import Mix
 from videokd.clips.views import Augment
 from videokd.config import check_types, from_plain, import_file, nearest, to_plain
@@ -25,6 +23,8 @@ from videokd.optim import Optimizer
 from videokd.teachers import Mixture
 from videokd.tracking import Track
 from videokd.weighting import FixedWeights, Weighting
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +71,16 @@ class Data:
     """Seconds that a worker may spend on a video."""
     in_memory: bool = False
     """Keep all decoded frames in memory: for sets of short clips."""
-    on_bad_video: Annotated[OnBadVideo, tyro.conf.arg(aliases=["--on-bad-video"])] = "error"
+    on_bad_video: OnBadVideo = "error"
     """What to do with a video that is missing, broken, too slow, or kills its worker: stop; leave it out; or train on
     another clip of its class instead. It is named and counted, and validation never substitutes."""
 
     def __post_init__(self) -> None:
         if self.train_split is not None and self.train_split == self.val_split:
             raise ValueError(f"train_split and val_split are both {self.train_split!r}: validation would be training")
-        if "test" in (self.train_split, self.val_split):
-            raise ValueError("the test split is for `videokd evaluate`: a run neither trains nor selects on it")
+        for split in (self.train_split, self.val_split):
+            if is_test(split):
+                raise ValueError(f"split {split!r} is for `videokd evaluate`: a run neither trains nor selects on it")
         if self.batch_size < 1 or self.repeats < 1 or self.spread < 1 or self.time_limit <= 0:
             raise ValueError(
                 "batch_size, repeats and spread are at least 1 and time_limit is above 0, "
@@ -103,6 +104,8 @@ class TrainedTeacher:
     """The folder: a finished run, or one that holds model.json and model.safetensors."""
     remember: bool = False
     """Keep its outputs for every (clip, view) in memory; pays when `data.views` is small."""
+    shuffled: bool = False
+    """Tell every clip what it says of another video of the batch: a control, which should not help a student."""
     trust: tuple[str, ...] = ()
     """Packages and modules of your own that its network is made by."""
 
@@ -217,21 +220,30 @@ def load(path: str | Path) -> Recipe:
     Raises:
         ValueError: if there is none, or a field of it is wrong.
     """
+    return load_as(path, "recipe", Recipe)
+
+
+def load_as(path: str | Path, name: str, kind: type[Config]) -> Config:
+    """What a Python file calls `name`, or a JSON file holds, which is to be of one kind.
+
+    Raises:
+        ValueError: if there is none, or a field of it is wrong.
+    """
     path = Path(path)
     if not path.is_file() and not path.is_absolute() and (shipped := configs_folder() / path).is_file():
         path = shipped
     if not path.is_file():
         known = sorted(file.relative_to(configs_folder()).as_posix() for file in configs_folder().rglob("*.py"))
-        raise ValueError(f"no recipe at {path}{nearest(path.as_posix(), known)}")
+        raise ValueError(f"no {name} at {path}{nearest(path.as_posix(), known)}")
     if path.suffix == ".json":
         found = from_plain(json.loads(path.read_text(encoding="utf-8")))
     else:
         try:
-            found = getattr(import_file(path), "recipe", None)
+            found = getattr(import_file(path), name, None)
         except Exception as error:
             raise ValueError(f"{path}{_line_of(error, path)}: {_said(error)}{_nearest_field(error)}") from error
-    if not isinstance(found, Recipe):
-        raise ValueError(f"{path} does not define `recipe = Recipe(...)`, but {type(found).__name__}")
+    if not isinstance(found, kind):
+        raise ValueError(f"{path} does not define `{name} = {kind.__name__}(...)`, but {type(found).__name__}")
     return found
 
 

@@ -148,10 +148,13 @@ def _differing(written: Path, recipe: str) -> dict[str, tuple[Any, Any]]:
     with contextlib.suppress(ValueError):  # of classes that are no more: compared as written
         # A field that came with a later version has its default there.
         before = to_plain(from_plain(before))
-    for plain in (before, now):
-        for name in _OPERATION:
-            plain.pop(name, None)
-        for part, names in (("data", _OPERATION_ON_DATA), ("machine", _OPERATION_ON_MACHINE)):
-            for name in names:
-                plain.get(part, {}).pop(name, None)
-    return differing_fields(before, now)
+    return differing_fields(essential(before), essential(now))
+
+
+def essential(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain recipe without what may change while it runs: where that is, how often it is saved, bad videos."""
+    found = {name: part for name, part in recipe.items() if name not in _OPERATION}
+    for part, names in (("data", _OPERATION_ON_DATA), ("machine", _OPERATION_ON_MACHINE)):
+        if part in found:
+            found[part] = {name: value for name, value in found[part].items() if name not in names}
+    return found

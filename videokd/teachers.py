@@ -1,7 +1,9 @@
 """Teachers: trained models that stay as they are, and mixtures of what they say."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -41,6 +43,14 @@ class Teacher:
         self.paces = {tap: grid.pace for tap, grid in grids.items()}
         self.stored = stored
         self._memory: dict[tuple[str, int], dict[str, Tensor]] | None = {} if remember else None
+        self._shuffles = False
+
+    def shuffled(self) -> "Teacher":
+        """The same teacher, with the same memory, which tells every clip of a batch what it thinks of another one: a
+        control, whose targets are as many, as sharp and as varied, and know nothing of the clip."""
+        other = copy(self)
+        other._shuffles = True
+        return other
 
     @property
     def remembers(self) -> bool:
@@ -55,7 +65,14 @@ class Teacher:
             view: what the model takes: frames, sound, or the labels (of a text teacher, and where outputs are stored).
             ids: names of the clips.
             views: (B,), their view numbers.
+
+        Raises:
+            ValueError: if it is `shuffled` and more than half of the clips are of one video.
         """
+        said = self._said(view, ids, views)
+        return _of_others(said, ids) if self._shuffles else said
+
+    def _said(self, view: View | Tensor, ids: Sequence[str], views: Tensor) -> Outputs:
         if self.stored is not None:
             assert isinstance(view, Tensor)
             return self.stored(ids, views, view.device)
@@ -179,6 +196,25 @@ def tap_grids(model: Model[Any], taps: set[str]) -> dict[str, TapGrid]:
             pace = Pace(model.input.sampling, model.input.frames, centres)
         found[tap] = TapGrid((steps, rows, columns, channels), pace)
     return found
+
+
+def _of_others(said: Outputs, ids: Sequence[str]) -> Outputs:
+    """Every clip with the outputs, whole, of the next video of the batch; the order of a batch is random as it is, so
+    nothing more is drawn. Times stay the clip's own."""
+    most = Counter(ids).most_common(1)[0][1]
+    if 2 * most > len(ids):
+        raise ValueError(
+            f"a shuffled teacher says of each clip what it thinks of another video, and {most} of the {len(ids)} clips "
+            f"of a batch are of {ids[0]!r}: take larger batches, or fewer data.repeats"
+        )
+    first = {name: place for place, name in reversed(list(enumerate(ids)))}
+    # Views of a video side by side: as far on as the most of them reaches, there is another video.
+    order = sorted(range(len(ids)), key=lambda place: first[ids[place]])
+    source = torch.empty(len(ids), dtype=torch.int64)
+    source[order] = torch.tensor(order).roll(-most)
+    others = said.at(source)
+    features = {tap: replace(one, times=said.features[tap].times) for tap, one in others.features.items()}
+    return replace(others, features=features)
 
 
 def _rows(view: View | Tensor, rows: Sequence[int]) -> View | Tensor:

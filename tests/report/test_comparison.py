@@ -126,9 +126,11 @@ def test_confusion_counts_follow_the_names_and_not_the_numbers() -> None:
         # Two standard errors from zero are not enough for three seeds.
         ([0.0, 0.02, 0.04], 0.2, "Distillation was not shown to help: +2.0 points, 95 % interval -3.0 to +7.0."),
         ([-0.08268, -0.1, -0.11732], 0.2, "Distillation hurt: -10.0 points"),
-        ([0.1], 0.2, "One seed: +10.0 points for distillation; run more seeds"),
+        ([0.1], 0.2, "One pair: +10.0 points for distillation; run more seeds"),
         ([0.01, 0.02], 0.05, "The teacher is 5.0 points above the student alone: too little"),
-        ([0.0, 0.0], 0.2, "Distillation was not shown to help"),
+        ([0.0, 0.0], 0.2, "Distillation did not help"),
+        # Half a point at most.
+        ([0.001, 0.003, 0.002], 0.2, "Distillation did not help: +0.2 points, 95 % interval -0.0 to +0.4."),
         ([0.01, 0.02], -0.1, "The teacher is 10.0 points below the student alone: train a better one first."),
     ],
 )

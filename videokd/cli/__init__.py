@@ -8,7 +8,8 @@ from typing import Any
 
 import tyro
 
-from videokd.cli import checking, evaluation, labelling, lists, looks, predicting, reporting, runs
+from videokd.cli import checking, evaluation, labelling, lists, looks, predicting, reporting, runs, studies
+from videokd.cli.options import spelled_out
 from videokd.config import nearest
 from videokd.label import Stopped
 from videokd.processes import is_first
@@ -29,13 +30,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
 RECIPE_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "preflight": checking.preflight,
     "train": runs.train,
+    "study": studies.study,
     "label": labelling.label,
     "taps": looks.taps,
 }
-"""They take a recipe, and any of its fields after it."""
+"""They take a recipe (or a study), and any of its fields after it."""
 
 
-DATA_COMMANDS: dict[str, Callable[..., None]] = {"check": lists.check, "pack": lists.pack, "synth": lists.synth}
+DATA_COMMANDS: dict[str, Callable[..., None]] = {
+    "check": lists.check,
+    "pack": lists.pack,
+    "synth": lists.synth,
+    "folds": lists.folds,
+}
 
 
 USAGE = """\
@@ -47,6 +54,7 @@ usage: videokd COMMAND
   label RECIPE          store what a recipe's teachers say of its clips, for many runs to train on
   evaluate MODEL [LIST] score a run, a saved model or a published one on held-out videos
   predict RUN VIDEO...  the likeliest classes of videos, or what happens when in long ones
+  study STUDY           alone, distilled and controls over paired seeds: did it help, and was it the teacher
   compare RUN...        runs beside each other: scores, gains, and what differs
   report RUN|STUDY...   one page that shows it all: scores, gains, mistakes, videos won and lost, how runs differ
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
@@ -54,6 +62,7 @@ usage: videokd COMMAND
   models                the built-in architectures: parameters and cost
   data check LIST       read every video of a list, say what is wrong, write a manifest
   data pack LIST        pack a list's videos into tar shards that are faster to read
+  data folds LIST       make k lists of a list, for cross-validation
   data synth OUT        draw the synthetic set
   doctor                what works on this machine
 
@@ -90,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command in RECIPE_COMMANDS:
-        RECIPE_COMMANDS[command](rest)
+        RECIPE_COMMANDS[command](rest if command == "study" else spelled_out(rest))
     elif command in COMMANDS:
         tyro.cli(COMMANDS[command], args=rest, prog=f"videokd {command}")
     elif command == "data" and rest and rest[0] in DATA_COMMANDS:

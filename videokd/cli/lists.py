@@ -10,10 +10,13 @@ from rich.progress import Progress
 
 from videokd.cli.options import CONSOLE, HowToRead, ListOptions
 from videokd.clips import checking, synthetic
+from videokd.clips.folds import folds as make_folds
+from videokd.clips.manifest import Manifest, write_manifest
 from videokd.clips.packing import Packing
 from videokd.clips.packing import pack as pack_videos
 from videokd.disk import write_text
 from videokd.report.data_check import check_lines
+from videokd.report.tables import terminal_table
 
 
 def synth(
@@ -21,6 +24,7 @@ def synth(
     train: int = 1200,
     val: int = 240,
     test: int = 1200,
+    labelled: int | None = None,
     seed: int = 0,
     workers: int = 2,
 ) -> None:
@@ -31,11 +35,58 @@ def synth(
         train: Training clips.
         val: Validation clips.
         test: Test clips.
+        labelled: Write a second list beside it, few_labels.jsonl, in which so many training clips keep their label.
         seed: Of the drawings.
         workers: Processes.
     """
     path = synthetic.write_set(out, counts={"train": train, "val": val, "test": test}, seed=seed, workers=workers)
     CONSOLE.print(f"{train + val + test} videos, listed in {path}")
+    if labelled is not None:
+        CONSOLE.print(
+            f"{labelled} of the {train} training clips keep their label in {synthetic.withhold_labels(path, labelled)}"
+        )
+
+
+def folds(
+    videos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
+    out: Path,
+    k: int = 5,
+    val: float = 0.2,
+    seed: int = 0,
+    how: HowToRead = ListOptions(),  # frozen
+) -> None:
+    """Makes k lists of a list, for cross-validation: every video is in the test split of one of them.
+
+    Clips of one source (group) are never in two splits, and classes are as even as that allows. The list's own splits
+    play no part.
+
+    Args:
+        videos: Folder or list of videos, in any form of data/README.md.
+        out: Folder for fold1.jsonl, fold2.jsonl, ...
+        k: How many.
+        val: Share of the videos outside of a fold that are its validation split, about; 0 makes none.
+        seed: Of the order in which groups of the same size are dealt out.
+        how: How the list is read.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: remove it, or name another --out")
+    made = make_folds(how.read(videos, allow_leaks=True), k, val=val, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, fold in enumerate(made, start=1):
+        write_manifest(fold, out / f"fold{number}.jsonl")
+        rows.append((f"fold{number}.jsonl", *(_sizes(fold, split) for split in ("train", "val", "test"))))
+    heads = (f"{split}: videos (groups), videos a class" for split in ("train", "val", "test"))
+    CONSOLE.print(terminal_table(("list", *heads), rows, justify="left"))
+    if not any(video.group for fold in made for video in fold.videos):
+        CONSOLE.print("The list names no groups: clips of one source may be in training and test, and scores too good")
+
+
+def _sizes(fold: Manifest, split: str) -> str:
+    videos = [video for video in fold.videos if video.split == split]
+    counts = [sum(video.label == name for video in videos) for name in fold.classes]
+    by_class = ", ".join(map(str, counts)) if len(counts) <= 6 else f"{min(counts)} to {max(counts)}"
+    return f"{len(videos)} ({len({video.group or video.id for video in videos})}), {by_class}"
 
 
 def check(

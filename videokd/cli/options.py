@@ -35,6 +35,26 @@ class ListOptions:
 HowToRead = Annotated[ListOptions, tyro.conf.arg(name="")]
 
 
+def spelled_out(arguments: Sequence[str], recipes: Sequence[str] = ("",)) -> list[str]:
+    """The arguments with `--on-bad-video HOW` as the field `data.on_bad_video` that it is short for, of each recipe:
+    prefixes of their fields."""
+    found: list[str] = []
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if place and arguments[place - 1] in _ON_BAD_VIDEO:
+            continue  # its value
+        if name not in _ON_BAD_VIDEO:
+            found.append(argument)
+            continue
+        values = [value] if value else list(arguments[place + 1 : place + 2])
+        for recipe in recipes:
+            found += [f"--{recipe}data.on-bad-video", *values]
+    return found
+
+
+_ON_BAD_VIDEO = ("--on-bad-video", "--on_bad_video")
+
+
 def wants_usage(arguments: Sequence[str], usage: str) -> bool:
     """Whether help was asked for, and is shown.
 

@@ -147,6 +147,11 @@ def relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
+def is_test(split: str | None) -> bool:
+    """Whether a split is one to test on, by its name: "test", "Test", "testing", "test1"..."""
+    return split is not None and split.lower().startswith("test")
+
+
 def is_url(path: str | Path) -> bool:
     """Whether it names something to be fetched, such as s3://bucket/set/index.jsonl."""
     return "://" in str(path)

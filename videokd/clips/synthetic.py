@@ -32,6 +32,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from videokd.clips.lists import read_manifest
+from videokd.clips.manifest import write_manifest
+
 VERSION = 1
 """Goes up with every change that changes a pixel."""
 
@@ -146,6 +149,20 @@ def write_set(folder: Path, *, counts: Mapping[str, int], seed: int = 0, workers
     # Last and in one move: a folder with a manifest has every video in it.
     _write_whole(manifest, "".join(lines))
     return manifest
+
+
+def withhold_labels(full: Path, labelled: int) -> Path:
+    """A second list of the same videos, few_labels.jsonl, in which only the first `labelled` training clips keep their
+    label: for students that see few of the labels that their teacher saw."""
+    manifest = read_manifest(full)
+    training = [video.id for video in manifest.videos if video.split == "train"]
+    if not 0 < labelled <= len(training):
+        raise ValueError(f"labelled counts training clips that keep their label, 1 to {len(training)}, not {labelled}")
+    withheld = set(training[labelled:])
+    videos = tuple(replace(video, label=None) if video.id in withheld else video for video in manifest.videos)
+    path = full.with_name("few_labels.jsonl")
+    write_manifest(replace(manifest, videos=videos), path)
+    return path
 
 
 def _relative_path(split: str, index: int) -> str:

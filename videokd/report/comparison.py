@@ -17,6 +17,9 @@ from videokd.recipe import Recipe, TrainedTeacher
 
 EVALUATION = "evaluation.json"
 
+_WORTH_HAVING = 0.01
+"""A gain (a share of clips) that an interval must leave out to say that there is none."""
+
 
 def write_evaluation(run: str | Path, evaluation: Evaluation) -> Path:
     """Leaves a run's scores and predictions in its folder, where `compare` and `report` find them."""
@@ -71,23 +74,41 @@ def arms(teacher: str | Path, alone: Sequence[str | Path], distilled: Sequence[s
     }
 
 
-def verdict(differences: Sequence[float], *, gap: float) -> str:
-    """What paired differences (distilled - alone, shares of clips) say of a distillation, in a sentence.
+def verdict(differences: Sequence[float], *, gap: float | None, subject: str = "Distillation") -> str:
+    """What paired differences (an arm - alone, shares of clips) say of it, in a sentence or two.
 
-    It helped or hurt if the 95 % interval of the mean difference (Student's t) leaves zero out.
+    It helped or hurt if the 95 % interval of the mean difference (Student's t) leaves zero out. It did not help if the
+    students did not gain, or if the interval leaves out a gain of a point; else there are too few pairs to tell.
+
+    Args:
+        differences: one for each pair.
+        gap: teacher - alone; None says nothing of it.
+        subject: the arm.
     """
     found = interval(differences)
-    points = f"{100 * found.mean:+.1f} points"
     if found.low is None or found.high is None:
-        said = f"One seed: {points} for distillation; run more seeds to know whether it helped."
+        arm = subject[:1].lower() + subject[1:]
+        said = f"One pair: {points(asdict(found))} for {arm}; run more seeds to know whether it helped."
     else:
-        word = "helped" if found.low > 0 else "hurt" if found.high < 0 else "was not shown to help"
-        said = f"Distillation {word}: {points}, 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}."
+        no_gain = found.mean <= 0 or found.high < _WORTH_HAVING
+        not_shown = "did not help" if no_gain else "was not shown to help"
+        word = "helped" if found.low > 0 else "hurt" if found.high < 0 else not_shown
+        said = f"{subject} {word}: {points(asdict(found))}."
+    if gap is None:
+        return said
     if gap < 0:
         said += f" The teacher is {-100 * gap:.1f} points below the student alone: train a better one first."
     elif gap < MIN_GAP:
         said += f" The teacher is {100 * gap:.1f} points above the student alone: too little to speak of a share of it."
     return said
+
+
+def points(found: Mapping[str, Any]) -> str:
+    """A mean difference with its interval, if it has one, in words."""
+    said = f"{100 * found['mean']:+.1f} points"
+    if found["low"] is None:
+        return said
+    return f"{said}, 95 % interval {100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
 
 
 def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]]]:
