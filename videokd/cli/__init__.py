@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from videokd.cli import checking, evaluation, labelling, lists, looks, predicting, reporting, runs, studies
+from videokd.cli import checking, evaluation, labelling, lists, looking, looks, predicting, reporting, runs, studies
 from videokd.cli.options import spelled_out
 from videokd.config import nearest
 from videokd.label import Stopped
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": runs.compare,
     "predict": predicting.predict,
     "report": reporting.report,
+    "inside": looking.inside,
     "models": looks.models,
     "losses": looks.losses,
     "doctor": looks.doctor,
@@ -56,6 +57,7 @@ usage: videokd COMMAND
   predict RUN VIDEO...  the likeliest classes of videos, or what happens when in long ones
   study STUDY           alone, distilled and controls over paired seeds: did it help, and was it the teacher
   compare RUN...        runs beside each other: scores, gains, and what differs
+  inside RUN...|STUDY   features and saliency of students beside their teacher's
   report RUN|STUDY...   one page that shows it all: scores, gains, mistakes, videos won and lost, how runs differ
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
   losses [NAME]         the losses and weightings, with papers and defaults
