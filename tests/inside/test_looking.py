@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import torch
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.clips.lists import read_manifest
 from videokd.clips.loader import collate
-from videokd.clips.manifest import Manifest
-from videokd.contracts import Clip, Dense, InputSpec, SoundSpec
+from videokd.clips.manifest import Manifest, Video
+from videokd.contracts import Dense, InputSpec, SoundSpec
 from videokd.evaluate import gap_recovered
 from videokd.inside import Fold, look, read, steps, write
 from videokd.inside.cka import TapSimilarity, pooled
@@ -21,7 +22,7 @@ from videokd.models import CompactShift, Conv3d, MelNetwork, ModelConfig, load_m
 
 CPU = Machine(device="cpu")
 STUDENT = InputSpec(frames=8, size=32, sampling=Dense(stride=2), crop_fraction=0.8)
-TEACHER = InputSpec(frames=16, size=40, crop_fraction=0.8)
+TEACHER = InputSpec(frames=16, size=40, crop_fraction=0.6)  # by itself it would be shown another part of the video
 
 
 def saved(folder: Path, config: ModelConfig, classes: tuple[str, ...], seed: int = 0) -> Path:
@@ -227,12 +228,36 @@ def test_a_network_with_pooled_taps_alone_is_explained_at_its_pixels(videos: Man
         look([fold], machine=CPU, method="grad-cam")
 
 
-def test_the_teachers_clip_is_cut_where_the_students_is(videos: Manifest) -> None:
-    # What the walk hands out: the same place of the video, each at its own size.
-    dataset = ClipDataset(videos, {"student": STUDENT, "teacher": replace(TEACHER, crop_fraction=0.5)})
-    clips = collate([dataset[0]]).clips
-    student, teacher = clips["student"], clips["teacher"]
-    assert isinstance(student, Clip)
-    assert isinstance(teacher, Clip)
-    small = torch.nn.functional.interpolate(teacher.frames[0, ::2].float(), (32, 32), mode="area")
-    assert (small - student.frames[0].float()).abs().mean() < 12
+def relabelled(videos: Manifest, labels: Sequence[str | None], *, several: bool = False) -> Manifest:
+    """The same videos, with a label each in the form of single or of several labels."""
+
+    def one(video: Video, label: str | None) -> Video:
+        return replace(video, label=None if several else label, labels=(label,) if several and label else ())
+
+    return replace(videos, videos=tuple(map(one, videos.videos, labels)))
+
+
+def test_of_unlabelled_clips_what_the_teacher_says_is_explained(fold: Fold) -> None:
+    fold = replace(fold, arms={"alone": fold.arms["alone"][:1]}, fit=None)
+    dataset = ClipDataset(fold.videos, {"student": STUDENT, "teacher": TEACHER})
+    teacher = load_model(fold.teacher)
+    with torch.no_grad():
+        logits = teacher(collate([dataset[row] for row in range(12)]).clips["teacher"]).logits
+    said = [teacher.classes[number] for number in logits.argmax(dim=1).tolist()]
+    filmed, silent, taught, several = (
+        look([replace(fold, videos=videos)], machine=CPU)["saliency"]["agreement"]["alone"]
+        for videos in (
+            fold.videos,
+            relabelled(fold.videos, [None] * 12),
+            relabelled(fold.videos, said),
+            relabelled(fold.videos, said, several=True),
+        )
+    )
+    assert silent == taught == several
+    assert silent != filmed
+
+
+def test_a_teacher_of_other_classes_is_asked_for_its_own(fold: Fold, tmp_path: Path) -> None:
+    teacher = saved(tmp_path / "teacher", Conv3d(width=4, input=TEACHER), ("x", "y"))
+    said = look([replace(fold, teacher=teacher, arms={"alone": fold.arms["alone"][:1]}, fit=None)], machine=CPU)
+    assert said["saliency"]["agreement"]["alone"]["spearman"] is not None
