@@ -133,6 +133,7 @@ def test_all_arms_of_a_pair_begin_alike(done: Path) -> None:
     assert not all(torch.equal(weights[name], another[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_with_unlabelled_clips_the_labelled_ones_are_those_of_the_student_alone(
     drawn_set: Path, tmp_path: Path
 ) -> None:
@@ -331,6 +332,7 @@ def test_a_run_that_fails_is_named(drawn_set: Path, tmp_path: Path) -> None:
         study(replace(plan, others={"frozen": broken}, arms=("frozen",)), tmp_path / "out", console=QUIET)
 
 
+@pytest.mark.slow
 def test_every_list_is_a_fold_with_a_teacher_of_its_own(drawn_set: Path, tmp_path: Path) -> None:
     assert main(["data", "folds", str(drawn_set), "--k", "2", "--val", "0", "--out", str(tmp_path / "folds")]) == 0
     lists = tuple(str(tmp_path / "folds" / f"fold{number}.jsonl") for number in (1, 2))
@@ -347,6 +349,7 @@ def test_every_list_is_a_fold_with_a_teacher_of_its_own(drawn_set: Path, tmp_pat
     assert scored[0] | scored[1] == {video.id for video in read_manifest(lists[0]).videos}
 
 
+@pytest.mark.slow
 def test_a_trained_teacher_is_copied_and_further_arms_get_it(drawn_set: Path, done: Path, tmp_path: Path) -> None:
     plan = tiny(drawn_set)
     soft = replace(plan.distilled, objective={"soft": plan.distilled.objective["soft"]})
