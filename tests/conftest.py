@@ -1,5 +1,7 @@
 """Fixtures that many tests share; `--slow` runs the slow ones too."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,11 @@ from videokd.contracts import Clip
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure() -> None:
+    # pytest-xdist's processes say that they have 80 columns, and tables would be cut to them.
+    os.environ.pop("COLUMNS", None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,6 +56,12 @@ def noisy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from noisy_videos import write_noisy_set
 
     return write_noisy_set(tmp_path_factory.mktemp("noisy"))
+
+
+def heed_ctrl_c() -> None:
+    """For a process to start: Ctrl-C ends it as on a terminal, though the tests run in the background, where shells
+    have it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def random_clip(*, batch: int = 2, frames: int = 8, size: int = 32, fps: float = 8.0, seed: int = 0) -> Clip:

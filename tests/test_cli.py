@@ -1,15 +1,20 @@
 """The command line as a stranger would use it."""
 
+import importlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import heed_ctrl_c
 
-from videokd.cli import main
+import videokd
+from videokd.cli import COMMANDS, RECIPE_COMMANDS, USAGE, main
 from videokd.clips.lists import read_manifest
 
 
@@ -233,6 +238,31 @@ def test_a_bad_video_can_be_skipped_by_its_plain_flag(
 def test_the_installed_command_runs() -> None:
     done = subprocess.run([sys.executable, "-m", "videokd.cli", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: videokd COMMAND")
+
+
+def test_help_waits_for_no_import() -> None:
+    code = "import sys; from videokd.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *RECIPE_COMMANDS])
+def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
+    module, _, function = {**COMMANDS, **RECIPE_COMMANDS}[name].partition(":")
+    assert callable(getattr(importlib.import_module(f"videokd.cli.{module}"), function))
+    assert f"\n  {name}" in USAGE
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(videokd.__file__).parents[1])])}
+    command = [sys.executable, "-m", "videokd.cli", "losses"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, preexec_fn=heed_ctrl_c, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (130, "videokd: stopped\n")
 
 
 def test_a_set_is_checked_and_packed_and_trained_on(

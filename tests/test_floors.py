@@ -43,6 +43,7 @@ FLOORS = {
     "norms": 1,
     "processes": 0,
     "disk": 0,
+    "interruption": 0,
     "stopping": 5,
     "tally": 1,
     "checkpoint": 2,

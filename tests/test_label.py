@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import heed_ctrl_c
 from rich.console import Console
 
 from videokd import recipe as recipes
@@ -551,7 +552,7 @@ def test_ctrl_c_on_the_command_line_leaves_a_shard_to_go_on_with(recipe: Recipe,
     source, out = command_line(recipe, tmp_path), tmp_path / "out"
     command = [sys.executable, "-m", "videokd.cli", "label", str(source), "--out", str(out), "--views", "500"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_ctrl_c)
     partial = out / "shard-1-of-1.bin.partial"
     while not partial.exists() or partial.stat().st_size < 5000:
         assert process.poll() is None

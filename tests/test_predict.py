@@ -62,7 +62,7 @@ class BrightnessReader(VideoModel):
 
 def film(
     path: Path,
-    levels: Sequence[int],
+    levels: Sequence[int | tuple[int, int, int]],
     *,
     fps: int = 10,
     ticks: Sequence[int] | None = None,  # of 1 / fps seconds
@@ -70,7 +70,7 @@ def film(
     rotation: int = 0,
     codec: str = "libx264",
 ) -> Path:
-    """Frames of one grey each; a white corner, top left, tells how they are turned."""
+    """Frames of one grey, or colour, each; a white corner, top left, tells how they are turned."""
     with av.open(path, "w") as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
@@ -453,7 +453,7 @@ def test_a_copy_shows_the_video_with_what_is_said_of_it(tmp_path: Path) -> None:
     assert blue[2] == 0  # unsure: grey
     assert (copy[2, :, 205:].amin(dim=0) > 140).sum() > 100
     # At the source's colours, be they those of a large picture.
-    large = film(tmp_path / "large.mp4", [230] * 3, size=(720, 960))
+    large = film(tmp_path / "large.mp4", [(200, 60, 30)] * 3, size=(720, 960))
     draw(large, tmp_path / "large copy.mp4", said, index=scan(large))
     pictures = read(tmp_path / "large copy.mp4", [1]).frames[0].float(), read(large, [1]).frames[0].float()
     assert (pictures[0] - pictures[1])[:, 50:500, 50:].abs().max() < 6

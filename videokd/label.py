@@ -32,6 +32,7 @@ from videokd.clips.order import ClipView
 from videokd.clips.shuffling import check_pieces, with_shuffled
 from videokd.contracts import Batch, Outputs
 from videokd.distill import check_terms
+from videokd.interruption import Interruption
 from videokd.machine import terminal
 from videokd.progress import LINE_SECONDS, bar
 from videokd.recipe import Recipe, TrainedTeacher
@@ -61,7 +62,7 @@ _ROUNDING = 2.0**-11
 """Relative error of a number that is rounded to fp16."""
 
 
-class Stopped(Exception):
+class Stopped(Interruption):
     """Ctrl-C: what was computed is kept."""
 
     def __init__(self, done: int, rows: int) -> None:

@@ -27,6 +27,7 @@ from videokd.disk import held, write_text
 from videokd.distill import Step
 from videokd.environment import environment
 from videokd.evaluate import predict
+from videokd.interruption import Interruption
 from videokd.label import audit
 from videokd.machine import seed_step, terminal
 from videokd.metrics import scores
@@ -60,7 +61,7 @@ _WORTH_TELLING = 60.0
 """Seconds that a run must still take for a word about what bounds it."""
 
 
-class Interrupted(Exception):
+class Interrupted(Interruption):
     """Ctrl-C or SIGTERM: the run wrote a checkpoint and stopped."""
 
     def __init__(self, step: int, go_on: str, *, number: int = signal.SIGINT) -> None:

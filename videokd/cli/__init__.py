@@ -1,49 +1,40 @@
 """`videokd COMMAND`: thin, one function per command."""
 
+import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import tyro
+from videokd.interruption import Interruption
 
-from videokd.cli import checking, evaluation, labelling, lists, looking, looks, predicting, reporting, runs, studies
-from videokd.cli.options import spelled_out
-from videokd.config import nearest
-from videokd.label import Stopped
-from videokd.processes import is_first
-from videokd.train import Interrupted
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "quickstart": runs.quickstart,
-    "evaluate": evaluation.evaluate,
-    "compare": runs.compare,
-    "predict": predicting.predict,
-    "report": reporting.report,
-    "inside": looking.inside,
-    "models": looks.models,
-    "losses": looks.losses,
-    "doctor": looks.doctor,
+COMMANDS: Mapping[str, str] = {
+    "quickstart": "runs:quickstart",
+    "evaluate": "evaluation:evaluate",
+    "predict": "predicting:predict",
+    "compare": "runs:compare",
+    "inside": "looking:inside",
+    "report": "reporting:report",
+    "models": "looks:models",
+    "losses": "looks:losses",
+    "doctor": "looks:doctor",
+    "data check": "lists:check",
+    "data pack": "lists:pack",
+    "data synth": "lists:synth",
+    "data folds": "lists:folds",
 }
+"""Name -> module:function. They are imported when they are chosen: torch takes seconds."""
 
 
-RECIPE_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "preflight": checking.preflight,
-    "train": runs.train,
-    "study": studies.study,
-    "label": labelling.label,
-    "taps": looks.taps,
+RECIPE_COMMANDS: Mapping[str, str] = {
+    "preflight": "checking:preflight",
+    "train": "runs:train",
+    "study": "studies:study",
+    "label": "labelling:label",
+    "taps": "looks:taps",
 }
 """They take a recipe (or a study), and any of its fields after it."""
-
-
-DATA_COMMANDS: dict[str, Callable[..., None]] = {
-    "check": lists.check,
-    "pack": lists.pack,
-    "synth": lists.synth,
-    "folds": lists.folds,
-}
 
 
 USAGE = """\
@@ -83,13 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read has read enough (`| head`); Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Interrupted as stop:
+    except Interruption as stop:
+        from videokd.processes import is_first
+
         if is_first():
             print(f"videokd: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except Stopped as stop:
-        print(f"videokd: {stop}", file=sys.stderr)
-        return 130
     except (ValueError, OSError) as error:
         print(f"videokd: error: {error}", file=sys.stderr)
         return 1
@@ -99,22 +89,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    words = 2 if arguments[:1] == ["data"] else 1
+    command, rest = " ".join(arguments[:words]), arguments[words:]
     if command in RECIPE_COMMANDS:
-        RECIPE_COMMANDS[command](rest if command == "study" else spelled_out(rest))
+        chosen = _imported(RECIPE_COMMANDS[command])
+        from videokd.cli.options import spelled_out
+
+        chosen(rest if command == "study" else spelled_out(rest))
     elif command in COMMANDS:
-        tyro.cli(COMMANDS[command], args=rest, prog=f"videokd {command}")
-    elif command == "data" and rest and rest[0] in DATA_COMMANDS:
-        tyro.cli(DATA_COMMANDS[rest[0]], args=rest[1:], prog=f"videokd data {rest[0]}")
+        import tyro
+
+        tyro.cli(_imported(COMMANDS[command]), args=rest, prog=f"videokd {command}")
     elif command in ("-h", "--help"):
         print(USAGE, end="")
     else:
-        known = [*COMMANDS, *RECIPE_COMMANDS, *(f"data {name}" for name in DATA_COMMANDS)]
-        wrong = " ".join(arguments[:2] if command == "data" else arguments[:1])
-        said = f"videokd: no command {wrong!r}{nearest(wrong, known)}\n" if command else ""
+        from videokd.config import nearest
+
+        said = f"videokd: no command {command!r}{nearest(command, [*COMMANDS, *RECIPE_COMMANDS])}\n" if command else ""
         print(f"{said}{USAGE}", end="", file=sys.stderr)
         return 2
     return 0
+
+
+def _imported(address: str) -> Callable[..., None]:
+    module, _, function = address.partition(":")
+    found: Callable[..., None] = getattr(importlib.import_module(f"videokd.cli.{module}"), function)
+    return found
 
 
 def _note(message: Warning | str, *where: Any, **more: Any) -> None:

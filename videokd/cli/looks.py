@@ -14,7 +14,7 @@ from videokd.clips.backends import Backend, require
 from videokd.distill import check_taps
 from videokd.environment import EXTRAS, PACKAGES, environment
 from videokd.models import Model, catalogue
-from videokd.models.cost import cost
+from videokd.models.cost import cost_of
 from videokd.models.own import OwnModel
 from videokd.recipe import Recipe
 from videokd.report import catalogue as loss_catalogue
@@ -82,10 +82,9 @@ def models(
     for title, configs in groups.items():
         rows = []
         for name, config in track(configs.items(), title, console=CONSOLE, transient=True):
-            model = config.build([str(number) for number in range(400)], pretrained=False)
-            price = cost(model)
+            seen, price = cost_of(config, [str(number) for number in range(400)])
             giga = price.macs / 1e9
-            shown = describe_input(model.input)
+            shown = describe_input(seen)
             rows.append((name, shown, f"{price.params / 1e6:.2f}", f"{giga:.2f}", f"{giga * clips * crops:.1f}"))
         CONSOLE.print(terminal_table(columns, rows, title=title))
     CONSOLE.print(

@@ -1,6 +1,6 @@
 """What a model costs: parameters, and multiply-accumulates per clip."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from videokd.contracts import Clip
-from videokd.models.model import Model
+from videokd.contracts import Clip, ViewSpec
+from videokd.models.model import Model, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,18 @@ def cost(model: Model[Any]) -> Cost:
         macs = _counted(model, on_meta=False)  # it looks at values on its way
     model.train(training)
     return Cost(params, macs)
+
+
+def cost_of(config: ModelConfig, classes: Sequence[str]) -> tuple[ViewSpec | None, Cost]:
+    """What a model of this configuration takes, and its cost, without weights where that can be: drawing those of a
+    large one takes longer than all the rest."""
+    try:
+        with torch.device("meta"):
+            model = config.build(classes, pretrained=False)
+        return model.input, cost(model)
+    except (RuntimeError, NotImplementedError):  # it looks at values on its way
+        model = config.build(classes, pretrained=False)
+        return model.input, cost(model)
 
 
 def _counted(model: Model[Any], *, on_meta: bool) -> int:

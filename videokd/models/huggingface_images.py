@@ -129,7 +129,8 @@ class HuggingFaceImagesModel(VideoModel):
             maps["spatial"] = self._map(seen.last_hidden_state, times)
         pooled = seen.pooler_output if self.has_text else seen.last_hidden_state[:, 0]
         # In float32 under autocast too: in bfloat16 a cosine is off by 2^-9, and a logit of CLIP's by 100 times that.
-        with torch.autocast(video.device.type, enabled=False):
+        # What has shapes alone has no autocast.
+        with torch.autocast("cpu" if video.is_meta else video.device.type, enabled=False):
             frames = self.projection(pooled.to(self.mean.dtype)).unflatten(0, times.shape)
             clip = self.mean_over_time(F.normalize(frames.float(), dim=-1))
             logits = self._similarity(clip)
