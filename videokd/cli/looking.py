@@ -7,12 +7,13 @@ import tyro
 from rich.progress import Progress
 
 from videokd import inside as insides
+from videokd.arms import TEACHER
 from videokd.cli.evaluation import own_list, plain_recipe
 from videokd.cli.options import CONSOLE
 from videokd.clips.manifest import Manifest
 from videokd.machine import Machine
 from videokd.report.comparison import read_evaluation
-from videokd.report.subject import TEACHER, Subject, subjects
+from videokd.report.subject import Subject, subjects
 from videokd.report.tables import terminal_table
 
 
