@@ -131,6 +131,10 @@ def test_gap_recovered_is_of_each_factor_and_only_where_there_is_a_gap() -> None
     # Gains .2 and .4 over gaps .4 and .6; of the shape the gap is 4 and 5 points.
     assert probes["speed"]["gap_recovered"] == {"distilled": pytest.approx(0.6)}
     assert probes["shape"]["gap_recovered"] == {"distilled": None}
+    # A probe below chance has read nothing: the gap is .05 and not .25.
+    misled = summary([round_of((0.05, -0.2, 0.04), (0.9, 0.5, 0.9))])["probes"]
+    assert misled["speed"]["gap_recovered"] == {"distilled": None}
+    assert misled["speed"]["alone"] == -0.2
     rule = gap_recovered(teacher=0.9, alone=[0.5, 0.3], distilled=[0.7, 0.7])
     assert rule is not None
     assert rule.mean == pytest.approx(0.6)
@@ -238,11 +242,13 @@ def relabelled(videos: Manifest, labels: Sequence[str | None], *, several: bool 
 
 
 def test_of_unlabelled_clips_what_the_teacher_says_is_explained(fold: Fold) -> None:
-    fold = replace(fold, arms={"alone": fold.arms["alone"][:1]}, fit=None)
+    fold = replace(fold, arms={"alone": fold.arms["alone"][1:]}, fit=None)
     dataset = ClipDataset(fold.videos, {"student": STUDENT, "teacher": TEACHER})
     teacher = load_model(fold.teacher)
     with torch.no_grad():
         logits = teacher(collate([dataset[row] for row in range(12)]).clips["teacher"]).logits
+        own = load_model(fold.arms["alone"][0])(collate([dataset[row] for row in range(12)]).clips["student"]).logits
+    assert (own.argmax(dim=1) != logits.argmax(dim=1)).any()
     said = [teacher.classes[number] for number in logits.argmax(dim=1).tolist()]
     filmed, silent, taught, several = (
         look([replace(fold, videos=videos)], machine=CPU)["saliency"]["agreement"]["alone"]

@@ -116,3 +116,13 @@ def test_a_factor_of_too_few_clips_or_that_never_varies_is_left_out() -> None:
     assert probe(SPEED, (features[:72], plain[:72]), (features[72:], plain[72:])) is None
     same = [Video(id=video.id, path=video.path, factors={"speed": 0.5}) for video in DRAWN]
     assert probe(SPEED, (features[:72], same[:72]), (features[72:], same[72:])) is None
+
+
+def test_a_channel_that_wakes_for_other_clips_alone_does_not_drown_the_rest() -> None:
+    features = planted(POSITION)
+    quiet = np.zeros((144, 1))
+    quiet[3], quiet[100] = 1e-4, 1.0  # all but silent on the clips that the probe is fitted on
+    features = np.concatenate([features, quiet], axis=1)
+    found = probe(POSITION, (features[:72], DRAWN[:72]), (features[72:], DRAWN[72:]))
+    assert found is not None
+    assert found.score > 0.9

@@ -41,7 +41,7 @@ class Fold:
     videos: Manifest
     """Those that none of them was trained on."""
     fit: Manifest | None = None
-    """Other videos, on which probes are fitted; None takes half of the groups of `videos` for it."""
+    """Others that none was trained on either, to fit probes on; None takes half of the groups of `videos` for it."""
 
     def __post_init__(self) -> None:
         if not self.arms or TEACHER in self.arms or not all(self.arms.values()):

@@ -14,6 +14,9 @@ from videokd.clips.synthetic import SIZE
 STRENGTHS = tuple(10.0**power for power in np.arange(-5, 4.5, 0.5))
 """Ridge strengths that are tried, per clip."""
 
+_QUIET = 0.1
+"""Features that vary less than this share of the others' deviation are scaled as if they varied so much."""
+
 LEAST_CLIPS = 12
 """With fewer clips to fit on, or to score on, a factor is left out."""
 
@@ -37,13 +40,15 @@ class Ridge:
 def ridge(features: _Floats, targets: _Floats, *, strengths: Sequence[float] = STRENGTHS) -> Ridge:
     """The ridge regression (N, C) -> (N, D), of the strength that predicts clips best that were left out one by one.
 
-    Features are brought to unit deviation first. The strength is that of the sum of squared errors plus
-    N x strength x |weight|^2, one for all targets; the error of each clip by a fit without it is exact and costs no
-    other fit [Allen 1974].
+    Features are brought to unit deviation first, but those that hardly vary beside the others. The strength is that of
+    the sum of squared errors plus N x strength x |weight|^2, one for all targets; the error of each clip by a fit
+    without it is exact and costs no other fit [Allen 1974].
     """
     clips = len(features)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
-    deviation = np.where(deviation > 1e-9 * np.abs(mean).max(initial=1.0), deviation, np.inf)  # a constant says nothing
+    # A channel that is silent but for a clip or two must not become the loudest on others.
+    deviation = np.maximum(deviation, _QUIET * np.sqrt(np.mean(deviation**2)))
+    deviation = np.where(deviation > 0, deviation, np.inf)
     left, lengths, right = np.linalg.svd((features - mean) / deviation, full_matrices=False)
     middle = targets.mean(axis=0)
     turned = left.T @ (targets - middle)  # (R, D)
@@ -120,6 +125,11 @@ class Probed:
     """What a probe that knows nothing gets: 0, or the share of the class that is the most frequent to fit on."""
     fitted: int
     scored: int
+
+    @property
+    def above(self) -> float:
+        """The score, or chance where it is worse: a probe that misleads has read no less than nothing."""
+        return max(self.score, self.chance)
 
 
 def probe(

@@ -106,7 +106,7 @@ def _probe(name: str, rounds: Sequence[Mapping[str, Probed]]) -> dict[str, Any]:
 
     def recovered(arm: str) -> float | None:
         trios = [
-            (one[TEACHER].score, one["alone"].score, one[arm].score)
+            (one[TEACHER].above, one["alone"].above, one[arm].above)
             for one in rounds
             if {TEACHER, "alone", arm} <= set(one)
         ]
