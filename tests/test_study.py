@@ -280,6 +280,12 @@ def test_a_changed_study_is_refused_by_the_name_of_the_field(drawn_set: Path, co
         study(changed, copied, console=QUIET)
     with pytest.raises(ValueError, match=r"another study \(split was 'test' and is 'val'\)"):
         study(replace(plan, split="val"), copied, console=QUIET)
+    # Nothing was begun: the plan may still change.
+    (tmp_path / "new").mkdir()
+    shutil.copy(copied / "plan.json", tmp_path / "new")
+    wrong = replace(changed, trained_teacher=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="holds no trained model"):
+        study(wrong, tmp_path / "new", console=QUIET)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="something that is not a study"):

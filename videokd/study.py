@@ -353,14 +353,15 @@ def _claim(out: Path, plan: Study, lists: Mapping[int, Manifest]) -> None:
     """Refuses a folder that holds something else, and remembers what is compared in this one."""
     path = out / "plan.json"
     now = {"study": to_plain(plan), "lists": {str(number): _digest(one) for number, one in lists.items()}}
-    if path.is_file():
+    # A plan of which nothing was begun may become another.
+    if path.is_file() and set(out.iterdir()) - {path}:
         before = json.loads(path.read_text(encoding="utf-8"))
         if changed := differing_fields(_essential(before["study"]), _essential(now["study"])):
             named = ", ".join(f"{name} was {one!r} and is {other!r}" for name, (one, other) in changed.items())
             raise ValueError(f"{out} holds another study ({named}); go on with the same one, or name another --out")
         if before["lists"] != now["lists"]:
             raise ValueError(f"the list of {out} has changed since its study began: name another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not path.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} holds something that is not a study; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(now, indent=2) + "\n")
