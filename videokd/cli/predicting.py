@@ -131,7 +131,7 @@ def predict(
             )
             result = _Result(plain, timelines_csv(timelines), [_timeline_table(one) for one in timelines])
         else:
-            bar = progress.add_task("predicting", total=len(chosen.videos) * len(grid))
+            bar = progress.add_task("predicting", total=len(chosen.videos))
             found = predict_videos(
                 network,
                 chosen,
@@ -142,7 +142,7 @@ def predict(
                 workers=workers,
                 on_bad_video=on_bad_video,
                 time_limit=time_limit,
-                advance=lambda views: progress.advance(bar, views),
+                advance=lambda videos: progress.advance(bar, videos),
             )
             skipped = [*found.skipped, *_copies(found, copies, on_bad_video, progress)]
             plain = predictions_json(found, model=str(model), grid=grid, top_k=top_k) | {"skipped": skipped}

@@ -5,16 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from videokd.clips.dataset import ClipDataset, Sample, video_index
+from videokd.clips.dataset import ClipDataset, video_index
 from videokd.clips.lists import VIDEO_SUFFIXES
 from videokd.clips.manifest import Manifest, Video
 from videokd.clips.reading import VideoError, VideoIndex
 from videokd.clips.table import FrameTable
 from videokd.clips.views import ViewGrid
-from videokd.contracts import ViewSpec
 from videokd.evaluate import OnBadVideo, predict
 from videokd.machine import Machine
 from videokd.models import Model
@@ -74,11 +72,11 @@ def predict_videos(
     workers: int = 0,
     on_bad_video: OnBadVideo = "error",
     time_limit: float = 60.0,
-    advance: Callable[[int], None] = lambda views: None,
+    advance: Callable[[int], None] = lambda videos: None,
 ) -> VideoPredictions:
     """Runs the model over every video by the views of `grid`, and averages their probabilities.
 
-    A single centred view is `evaluate.predict` of the list, number for number.
+    It is `evaluate.predict` of the list, number for number.
 
     Args:
         model: on the device where it is to run.
@@ -86,11 +84,11 @@ def predict_videos(
         grid: test views in time and space.
         several_labels: a probability for each class by itself (sigmoid); else they add up to 1 (softmax).
         machine: its precision is used; None for fp32.
-        batch_size: videos at once.
+        batch_size: views at once.
         workers: processes that decode.
         on_bad_video: "skip" leaves out a video that can't be read, and names it.
         time_limit: seconds that a worker may spend on a video.
-        advance: called with the number of views done; of a video there are as many as in `grid`.
+        advance: called with the number of videos done.
 
     Raises:
         ValueError: for a model that tells no classes apart by what it sees or hears; or, if `on_bad_video` is "error",
@@ -99,30 +97,27 @@ def predict_videos(
     if model.input is None or not model.has_logits:
         raise ValueError(f"a {type(model).__name__} does not tell classes apart by what it sees or hears")
     readable, skipped = readable_videos(videos, on_bad_video)
-    total: dict[str, list[Tensor]] = {video.id: [] for video in readable}
-    advance(len(skipped) * len(grid))
+    advance(len(skipped))
+    if not readable:
+        return VideoPredictions(model.classes, (), tuple(skipped))
     unlabelled = tuple(replace(video, label=None, labels=()) for video in readable)
-    listed = replace(videos, videos=unlabelled, classes=model.classes)
-    for view in range(len(grid)) if readable else ():
-        found = predict(
-            model,
-            _OneView(listed, model.input, grid, view),
-            machine=machine,
-            batch_size=batch_size,
-            workers=workers,
-            on_bad_video=on_bad_video,
-            time_limit=time_limit,
-            advance=advance,
-        )
-        skipped += found.skipped
-        for name, said in zip(found.ids, probabilities(found.logits, several_labels=several_labels)):
-            total[name].append(said)
-    predicted = tuple(
-        VideoPrediction(video, index, torch.stack(total[video.id]).mean(dim=0))
-        for video, index in readable.items()
-        if len(total[video.id]) == len(grid)
+    clips = ClipDataset(replace(videos, videos=unlabelled, classes=model.classes), {"student": model.input}, grid=grid)
+    clips.multi_label = several_labels  # there are no labels to tell
+    found = predict(
+        model,
+        clips,
+        machine=machine,
+        batch_size=batch_size,
+        workers=workers,
+        on_bad_video=on_bad_video,
+        time_limit=time_limit,
+        advance=advance,
     )
-    return VideoPredictions(model.classes, predicted, tuple(dict.fromkeys(skipped)))
+    said = dict(zip(found.ids, probabilities(found.logits, several_labels=several_labels), strict=True))
+    predicted = tuple(
+        VideoPrediction(video, index, said[video.id]) for video, index in readable.items() if video.id in said
+    )
+    return VideoPredictions(model.classes, predicted, (*skipped, *found.skipped))
 
 
 def readable_videos(videos: Manifest, on_bad_video: OnBadVideo) -> tuple[dict[Video, VideoIndex], list[str]]:
@@ -149,17 +144,6 @@ def readable_videos(videos: Manifest, on_bad_video: OnBadVideo) -> tuple[dict[Vi
 def probabilities(logits: Tensor, *, several_labels: bool) -> Tensor:
     """In double precision, so that a file says all that the logits (N, K) say: float64 (N, K)."""
     return logits.double().sigmoid() if several_labels else logits.double().softmax(dim=1)
-
-
-class _OneView(ClipDataset):
-    """Clips of which the view of this number is all that there is."""
-
-    def __init__(self, videos: Manifest, spec: ViewSpec, grid: ViewGrid, view: int) -> None:
-        super().__init__(videos, {"student": spec}, grid=grid)
-        self._view = view
-
-    def clips(self, index: int, view_numbers: Sequence[int]) -> list[Sample]:
-        return super().clips(index, [self._view for _ in view_numbers])
 
 
 def _is_video(path: Path) -> bool:
