@@ -253,6 +253,8 @@ def _unequal(alone: Recipe, distilled: Recipe) -> dict[str, tuple[Any, Any]]:
     for recipe in (alone, distilled):
         student = recipe.student.student if isinstance(recipe.student, SimKD) else recipe.student
         data = replace(recipe.data, unlabelled_per_batch=0)
-        same = {name: getattr(recipe, name) for name in ("keep", "metric", "patience", "machine", "optim")}
+        same = {
+            name: getattr(recipe, name) for name in ("keep", "metric", "patience", "validate_every", "machine", "optim")
+        }
         found.append({name: to_plain(part) for name, part in {**same, "student": student, "data": data}.items()})
     return differing_fields(*found)

@@ -98,8 +98,8 @@ def evaluate(
         "skipped" here, and how many videos its training did without.
 
     Raises:
-        ValueError: if there is no model, the videos have classes that it does not know, or `calibrate_on` shares
-            videos with them.
+        ValueError: if there is no model, the videos have classes that it does not know, `calibrate_on` shares videos
+            with them or has no label, or the teacher knows other classes than the model.
         VideoError: for a broken video, unless `on_bad_video` is "skip".
     """
     name = str(model) if isinstance(model, str | Path) else model.config.__class__.__name__
@@ -108,8 +108,12 @@ def evaluate(
     if model.input is None:
         raise ValueError(f"{name} neither looks nor listens: it can't be scored on videos")
     spec, grid = model.input, grid or ViewGrid()
+    if teacher is not None and (other := set(teacher.classes) ^ set(model.classes)):
+        raise ValueError(f"the teacher and {name} tell other classes apart, {len(other)} such as {min(other)!r}")
     orders = tuple(dict.fromkeys(("filmed", *orders)))
     shared = {video.id for video in videos.videos} & {video.id for video in (calibrate_on or videos).videos}
+    if calibrate_on is not None and not any(video.names for video in calibrate_on.videos):
+        raise ValueError(f"no validation clip of {calibrate_on.source} has a label to fit a temperature on")
     if calibrate_on is not None and shared:
         raise ValueError(f"a temperature would be fitted on {len(shared)} of the videos that are scored: take others")
 
@@ -149,15 +153,16 @@ def evaluate(
             for (temporal, spatial), best in budgets.items()
         ]
         or None,
-        "against": None if teacher is None else against_teacher(filmed, teacher),
+        "against": None if teacher is None else _against(filmed, teacher),
         "skipped_in_training": trained_without,
         "list": str(videos.source.resolve()),
         "params": price.params,
         "macs": price.macs,
     }
-    if not filmed.several_labels:
+    can_be_calibrated = not filmed.several_labels and len(filmed.classes) > 1
+    if can_be_calibrated:
         numbers["calibration"] = calibration(filmed) | {"temperature": None, "fitted_on": None, "scaled": None}
-    if calibrate_on is not None and not filmed.several_labels:
+    if calibrate_on is not None and can_be_calibrated:
         validation = look(calibrate_on, ("filmed",))[0]["filmed"]
         temperature = fit_temperature(validation)
         numbers["calibration"] |= {
@@ -166,6 +171,15 @@ def evaluate(
             "scaled": calibration(filmed, temperature=temperature),
         }
     return Evaluation(numbers, filmed)
+
+
+def _against(student: Predictions, teacher: Predictions) -> dict[str, Any]:
+    """On the clips that both could read, and by the classes of the student, where the teacher knows them all."""
+    common = set(student.ids) & set(teacher.ids)
+    both = [
+        one.rows(torch.tensor([name in common for name in one.ids], dtype=torch.bool)) for one in (student, teacher)
+    ]
+    return {**against_teacher(*both), "clips": len(common)}
 
 
 def predict(

@@ -21,10 +21,14 @@ def against_teacher(
         "negative_flips": P(student wrong | alone right) [Yan et al. 2021], and "transferred": P(student right and
         alone wrong | teacher right). None where there is no clip to count.
 
+    Of sets of several labels, each class of each clip is an answer of its own: yes above one half.
+
     Raises:
         ValueError: if they saw different clips or know different classes.
     """
     teacher = teacher.of(student.ids, student.classes)
+    if student.several_labels:
+        return _of_several(student, teacher, None if alone is None else alone.of(student.ids, student.classes))
     same = student.predicted == teacher.predicted
     found: dict[str, float | None] = {"agreement": same.double().mean().item(), "kl": _divergence(teacher, student)}
     known = student.is_labelled
@@ -33,6 +37,27 @@ def against_teacher(
     found["retention"] = _share(right, known & teacher_right)
     if alone is not None:
         alone_right = is_right(alone.of(student.ids, student.classes))
+        found["negative_flips"] = _share(~right, known & alone_right)
+        found["transferred"] = _share(right & ~alone_right, known & teacher_right)
+    return found
+
+
+def _of_several(student: Predictions, teacher: Predictions, alone: Predictions | None) -> dict[str, float | None]:
+    answers = [one.logits > 0 for one in (student, teacher)]
+    same, known = answers[0] == answers[1], student.is_labelled[:, None].expand_as(student.label)
+    right, teacher_right = ((one == (student.label == 1)) for one in answers)
+    p, q = teacher.logits.double(), student.logits.double()
+    divergence = p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q)) + (-p).sigmoid() * (
+        F.logsigmoid(-p) - F.logsigmoid(-q)
+    )
+    found: dict[str, float | None] = {
+        "agreement": same.double().mean().item(),
+        "kl": divergence.sum(dim=1).mean().item(),
+        "agreement_where_teacher_wrong": _share(same, known & ~teacher_right),
+        "retention": _share(right, known & teacher_right),
+    }
+    if alone is not None:
+        alone_right = (alone.logits > 0) == (student.label == 1)
         found["negative_flips"] = _share(~right, known & alone_right)
         found["transferred"] = _share(right & ~alone_right, known & teacher_right)
     return found

@@ -27,7 +27,7 @@ def shared(trained: Manifest, scored: Manifest, *, of: Manifest | None = None) -
 
 
 def trained_on(folder: str | Path, videos: Manifest) -> tuple[str, ...] | None:
-    """Ids of those `videos` that the run in `folder` was trained on, or a teacher of it, or that one's...
+    """Ids of those `videos` that the run in `folder` was trained on, or selected by, or a teacher of it, or that one's...
 
     Its recipe is read as data alone. None where it can't be told: there is no recipe, or its list is gone.
     """
@@ -37,7 +37,12 @@ def trained_on(folder: str | Path, videos: Manifest) -> tuple[str, ...] | None:
         whole = read_manifest(
             data["path"], root=data.get("root"), fold=data.get("fold", 1), class_names=data.get("class_names")
         )
-        splits = (data["train_split"], "unlabelled" if data.get("unlabelled_per_batch") else data["train_split"])
+        selected = recipe.get("keep") == "best" or recipe.get("patience") is not None
+        splits = (
+            data["train_split"],
+            "unlabelled" if data.get("unlabelled_per_batch") else data["train_split"],
+            data.get("val_split") if selected else data["train_split"],
+        )
     except (OSError, ValueError, KeyError):
         return None
     chosen = tuple(video for video in whole.videos if splits[0] is None or video.split in splits)

@@ -75,8 +75,10 @@ def _of_several(labelled: Predictions) -> dict[str, Any]:
     names = [name for name, there in zip(labelled.classes, occurs.tolist(), strict=True) if there]
     if not names:
         raise ValueError("no clip of the list has a class: nothing to score")
+    # Ranks in place of probabilities, which are 1 for many large logits: the same order, with the same ties.
+    ranks = torch.stack([one.unique(return_inverse=True)[1] for one in labelled.logits[:, occurs].unbind(dim=1)], dim=1)
     found = multilabel_average_precision(
-        labelled.logits[:, occurs].sigmoid(), labelled.label[:, occurs].long(), num_labels=len(names), average="none"
+        ranks.double() / len(labelled), labelled.label[:, occurs].long(), num_labels=len(names), average="none"
     ).reshape(-1)
     return {"map": found.mean().item(), "average_precision": dict(zip(names, found.tolist(), strict=True))}
 
@@ -149,10 +151,13 @@ def _mean_average_precision(labelled: Predictions) -> Callable[[NDArray[np.float
     # Average precision with clips that count several times: sorted once, then sums along the order.
     order = (-labelled.logits).argsort(dim=0, stable=True).numpy()
     relevant = np.take_along_axis(labelled.label.numpy() == 1, order, axis=0)
+    values = np.take_along_axis(labelled.logits.numpy(), order, axis=0)
+    # Of clips of one value none comes first: each counts at the place of the last of them.
+    last = np.stack([np.searchsorted(-one, -one, side="right") - 1 for one in values.T], axis=1)
 
     def score(times: NDArray[np.float64]) -> float:
         counted = times[order]
-        hits, seen = (counted * relevant).cumsum(axis=0), counted.cumsum(axis=0)
+        hits, seen = (np.take_along_axis(one.cumsum(axis=0), last, axis=0) for one in (counted * relevant, counted))
         of_class = hits[-1]
         gained = (counted * relevant * hits / np.maximum(seen, 1e-12)).sum(axis=0)
         return float((gained[of_class > 0] / of_class[of_class > 0]).mean())
@@ -201,10 +206,15 @@ def fit_temperature(predictions: Predictions) -> float:
     """The temperature under which the labels are most likely [Guo et al. 2017], between 1/20 and 20.
 
     For predictions on validation videos; what it is good for is scored on others.
+
+    Raises:
+        ValueError: if no clip has a label.
     """
     from scipy.optimize import minimize_scalar
 
     labelled = predictions.rows(predictions.is_labelled)
+    if not len(labelled):
+        raise ValueError("no validation clip has a label: no temperature can be fitted on them")
     logits, label = labelled.logits.double(), labelled.label
     bound = float(np.log(20))
 

@@ -117,7 +117,7 @@ def results(plan: Study, out: str | Path) -> dict[str, Any]:
         "not_compared": [one["not_compared"] for one in compared],
         "teacher": {
             "runs": [one.relative_to(out).as_posix() for one in teachers.values()],
-            "top1_each": [one["top1"] for one in taught],
+            "top1_each": [one["top1"][TEACHER] for one in compared[:: len(seeds)]],
             "params": taught[0]["params"],
             "macs": taught[0]["macs"],
         },
@@ -289,7 +289,9 @@ class _Runs:
             replace(recipe, teachers={**recipe.teachers, TEACHER: replace(source, shuffled=False)})
         )
         # They remember what they said of these views at these taps.
-        key = json.dumps([to_plain(part) for part in (plain.teachers, plain.objective, plain.data, plain.machine)])
+        # Which frames and which box a teacher is shown depends on what the student wants, too.
+        seen = (plain.teachers, plain.objective, plain.data, plain.machine, plain.student)
+        key = json.dumps([to_plain(part) for part in seen])
         if key not in self.teachers:
             self.teachers[key] = load_teachers(plain, classes)
         found = dict(self.teachers[key])

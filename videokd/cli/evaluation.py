@@ -14,6 +14,7 @@ from videokd.clips.manifest import Manifest
 from videokd.clips.views import ViewGrid
 from videokd.evaluate import FRAME_ORDERS, Average, Evaluation, FrameOrder
 from videokd.evaluate import evaluate as evaluate_model
+from videokd.leaks import trained_on
 from videokd.machine import Machine
 from videokd.models import is_named, named_model
 from videokd.predictions import PREDICTIONS, Predictions, read_predictions
@@ -77,6 +78,8 @@ def evaluate(
     known = protocol_called(protocol) if protocol else None
     if known is not None:
         split, temporal, spatial = known.split, known.grid.temporal, known.grid.spatial
+        if average != "probabilities":
+            raise ValueError(f"--protocol {protocol} averages probabilities: leave --average {average} out")
     whole, fold = _list_of(folder, videos, how)
     manifest = whole.split(split)
     if known is not None:
@@ -84,10 +87,18 @@ def evaluate(
     grid = ViewGrid(temporal=temporal, spatial=spatial)
     setting = {"split": split, "protocol": {"name": protocol, "said": str(known), "fold": fold} if known else None}
     _refuse_to_replace(target, manifest, setting | {"views": [temporal, spatial, average]})
+    # Before the work: what it says may be wrong with the run's own list.
+    seen = None if named else trained_on(folder, manifest)
+    if (folder / "recipe.json").is_file() and seen is None:
+        CONSOLE.print(f"The list that {model} was trained on is gone: whether it knows these clips can't be told.")
     validation = None
     if calibrate_on is not None and calibrate_on != split and not manifest.multi_label:
         has = any(video.split == calibrate_on for video in whole.videos)
         validation = whole.split(calibrate_on) if has else None
+        if validation is not None and not any(video.names for video in validation.videos):
+            CONSOLE.print(f"No temperature is fitted: no clip of split {calibrate_on} has a label.")
+            validation = None
+    said = _teacher_of(folder, teacher, manifest)
     clips = len(manifest.videos) + (len(validation.videos) if validation else 0)
     with Progress(console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
         bar = progress.add_task("evaluating", total=clips)
@@ -103,11 +114,11 @@ def evaluate(
             average=average,
             orders=orders,
             calibrate_on=validation,
-            teacher=_teacher_of(folder, teacher, manifest),
+            teacher=said,
             trust=trust,
             advance=lambda clips: progress.advance(bar, clips),
         )
-    numbers = {**found.numbers, **setting, "model": model, "trained_on": _trained_on(folder, manifest)}
+    numbers = {**found.numbers, **setting, "model": model, "trained_on": None if seen is None else len(seen)}
     path = write_evaluation(target, Evaluation(numbers, found.predictions))
     _print(numbers, path)
 
@@ -140,7 +151,7 @@ def _print(found: Mapping[str, Any], path: Path) -> None:
     if found["against"]:
         against = found["against"]
         CONSOLE.print(
-            f"with its teacher: agrees on {against['agreement']:.1%}, "
+            f"with its teacher, on {against['clips']} clips: agrees on {against['agreement']:.1%}, "
             + _of(against["retention"], "is right on {} of what the teacher is right on, ")
             + _of(against["agreement_where_teacher_wrong"], "says the same on {} of its errors, ")
             + f"KL {against['kl']:.3f}"
@@ -153,7 +164,9 @@ def _print(found: Mapping[str, Any], path: Path) -> None:
         CONSOLE.print(terminal_table(("views", "GMAC a video", "top-1 %"), rows))
     _print_classes(found, several=several)
     if found["trained_on"]:
-        CONSOLE.print(f"Careful: the run was trained on {found['trained_on']} of these {found['clips']} clips.")
+        CONSOLE.print(
+            f"Careful: {found['trained_on']} of these {found['clips']} clips, or others of their sources, were trained on"
+        )
     for reason in found["skipped"]:
         CONSOLE.print(f"skipped: {reason}")
     before = found["skipped_in_training"]
@@ -230,7 +243,8 @@ def _refuse_to_replace(folder: Path, manifest: Manifest, setting: Mapping[str, A
 
 
 def _teacher_of(folder: Path, teacher: Path | None, scored: Manifest) -> Predictions | None:
-    """What the teacher said of the same videos; None if its recipe names no trained one, or it was not evaluated."""
+    """What the teacher said of the same videos; None if its recipe names no trained one, it was not evaluated on them,
+    or it tells other classes apart."""
     if teacher is not None:
         return read_predictions(teacher)
     if not (folder / "recipe.json").is_file():
@@ -239,7 +253,14 @@ def _teacher_of(folder: Path, teacher: Path | None, scored: Manifest) -> Predict
     if len(sources) != 1 or sources[0] is None or not (Path(sources[0]) / PREDICTIONS).is_file():
         return None
     said = read_predictions(sources[0])
-    return said if set(said.ids) == {video.id for video in scored.videos} else None
+    classes = json.loads((folder / "model.json").read_text(encoding="utf-8"))["classes"]
+    if set(said.classes) != set(classes):
+        CONSOLE.print(f"Not compared with its teacher {sources[0]}, which tells other classes apart.")
+        return None
+    if set(said.ids).isdisjoint(video.id for video in scored.videos):
+        CONSOLE.print(f"Not compared with its teacher {sources[0]}, which was evaluated on other videos.")
+        return None
+    return said
 
 
 def plain_recipe(run: Path) -> Any:
@@ -257,14 +278,3 @@ def own_list(run: Path) -> Manifest:
     return read_manifest(
         data["path"], root=data.get("root"), fold=data.get("fold", 1), class_names=data.get("class_names")
     )
-
-
-def _trained_on(run: Path, scored: Manifest) -> int:
-    """How many of the scored clips the run was trained on."""
-    if not (run / "recipe.json").is_file():
-        return 0
-    data = plain_recipe(run)["data"]
-    if not Path(data["path"]).exists():
-        return 0
-    trained = {video.path.resolve() for video in own_list(run).split(data["train_split"]).videos}
-    return sum(video.path.resolve() in trained for video in scored.videos)

@@ -54,7 +54,9 @@ def inside(
             trust=trust,
             advance=lambda done: progress.advance(bar, done),
         )
-    path = insides.write(target, seen)
+    looked = {str(Path(run).resolve()) for fold in folds for runs in fold.arms.values() for run in runs}
+    teachers = {str(Path(fold.teacher).resolve()) for fold in folds}
+    path = insides.write(target, {**seen, "runs": sorted(looked | teachers)})
     saliency = seen["saliency"]
     if saliency:
         rows = [

@@ -11,11 +11,10 @@ from videokd import quickstart as quickstarts
 from videokd import recipe as recipes
 from videokd.cli.options import CONSOLE, wants_usage
 from videokd.machine import Machine
-from videokd.predictions import read_predictions
 from videokd.processes import is_first
 from videokd.protocols import mean_over_folds
 from videokd.recipe import Recipe
-from videokd.report.comparison import EVALUATION, arms, read_evaluation, trios
+from videokd.report.comparison import EVALUATION, arms, check_same_test, read_evaluation, score_of, trios
 from videokd.report.differences import difference_rows, read_run
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, sectioned_table, terminal_table
 from videokd.train import train as train_recipe
@@ -133,22 +132,24 @@ def _print_scores(runs: Sequence[Path]) -> None:
     if mean := mean_over_folds(list(found.values())):
         CONSOLE.print(f"{mean['protocol']}: top-1 {mean['top1']:.1%}, {mean['mean_class_accuracy']:.1%} over classes")
         return
-    scored = {(one["list"], one["split"], *sorted(read_predictions(run).ids)) for run, one in found.items()}
-    if len(scored) > 1:
-        CONSOLE.print("The runs were scored on different clips, no scores shown: evaluate them on one list and split")
+    try:
+        check_same_test(list(found.values()))
+    except ValueError as error:
+        CONSOLE.print(f"The runs are not compared, no scores shown: {error}")
         return
     rows = [
         (
             name,
-            f"{100 * one['top1']:.1f}",
-            f"{100 * one['temporal']['shuffled']:.1f}",
+            f"{100 * (score_of(one) or 0.0):.1f}",
+            f"{100 * one['temporal']['shuffled']:.1f}" if "shuffled" in one["temporal"] else "-",
             f"{one['params']:,}",
             f"{one['macs'] / 1e6:.2f}",
         )
         for name, one in found.items()
     ]
     if rows:
-        CONSOLE.print(terminal_table(("run", "top-1 %", "shuffled %", "params", "MMAC/clip"), rows))
+        metric = "mAP %" if any("map" in one for one in found.values()) else "top-1 %"
+        CONSOLE.print(terminal_table(("run", metric, "shuffled %", "params", "MMAC/clip"), rows))
     for name, one in found.items():
         debt = {"scored": len(one["skipped"]), "trained on": one.get("skipped_in_training") or 0}
         if any(debt.values()):

@@ -22,7 +22,8 @@ def folds(manifest: Manifest, k: int, *, val: float = 0.2, seed: int = 0) -> lis
         seed: of the order.
 
     Raises:
-        ValueError: if a class has fewer groups than there are folds, so that a fold would have none of it.
+        ValueError: if a class has fewer groups than there are folds, so that a fold would have none of it, or too few
+            for every "val" to have some of it.
     """
     if k < 2 or not 0 <= val <= 0.5:
         raise ValueError(f"folds are at least 2 and val lies in [0, 0.5], got {k} and {val}")
@@ -40,8 +41,17 @@ def folds(manifest: Manifest, k: int, *, val: float = 0.2, seed: int = 0) -> lis
         split = dict.fromkeys(tested, "test")
         rest = [video for video in manifest.videos if video.id not in split]
         if val:
-            many = round(1 / val)
-            split |= dict.fromkeys(_most_even(parts(rest, many, seed=seed + number), rest), "val")
+            groups = {name: {_group(video) for video in rest if video.label == name} for name in manifest.classes}
+            # No class has fewer groups than there are parts: one of them can be "val" with some of every class.
+            many = min(round(1 / val), *map(len, groups.values()))
+            chosen = _most_even(parts(rest, many, seed=seed + number), rest) if many > 1 else None
+            if chosen is None:
+                few = min(groups, key=lambda name: len(groups[name]))
+                raise ValueError(
+                    f"fold {number + 1} of {manifest.source} has no validation videos with some of every class, of "
+                    f"which {few!r} has {len(groups[few])} groups outside of it: take other folds, or --val 0"
+                )
+            split |= dict.fromkeys(chosen, "val")
         videos = tuple(replace(video, split=split.get(video.id, "train")) for video in manifest.videos)
         found.append(replace(manifest, videos=videos, has_splits=True))
     return found
@@ -69,8 +79,9 @@ def parts(videos: Sequence[Video], many: int, *, seed: int) -> list[list[str]]:
     return found
 
 
-def _most_even(many: Sequence[Sequence[str]], videos: Sequence[Video]) -> Sequence[str]:
-    """The part whose shares of the classes are nearest to its share of the whole."""
+def _most_even(many: Sequence[Sequence[str]], videos: Sequence[Video]) -> Sequence[str] | None:
+    """The part whose shares of the classes are nearest to its share of the whole, of those that have every class; None
+    if none has."""
     label = {video.id: video.label for video in videos}
     totals = Counter(label.values())
 
@@ -78,7 +89,8 @@ def _most_even(many: Sequence[Sequence[str]], videos: Sequence[Video]) -> Sequen
         has = Counter(label[name] for name in part)
         return sum((has[name] / totals[name] - 1 / len(many)) ** 2 for name in totals)
 
-    return min(many, key=unevenness)
+    whole = [part for part in many if {label[name] for name in part} >= {one for one in totals if one is not None}]
+    return min(whole, key=unevenness, default=None)
 
 
 def _group(video: Video) -> str:

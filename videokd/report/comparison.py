@@ -44,6 +44,21 @@ def read_evaluation(run: str | Path) -> dict[str, Any]:
     return found
 
 
+def score_of(evaluation: Mapping[str, Any]) -> float | None:
+    """Top-1, or the mean average precision of a set with several labels a video."""
+    found = evaluation.get("top1", evaluation.get("map"))
+    return None if found is None else float(found)
+
+
+def check_same_test(evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """Raises a `ValueError` for scores that can't be put beside each other: of another list, split, number of clips, or
+    by other views."""
+    for name in ("list", "split", "clips", "views", "protocol"):
+        values = list(dict.fromkeys(json.dumps(one[name]) for one in evaluations if name in one))
+        if len(values) > 1:
+            raise ValueError(f"they were scored on different {name} ({values[0]} and {values[1]})")
+
+
 def arms(teacher: str | Path, alone: Sequence[str | Path], distilled: Sequence[str | Path]) -> dict[str, Any]:
     """The three arms of a distillation, with what it gained: plain numbers, ready for JSON.
 
@@ -57,12 +72,13 @@ def arms(teacher: str | Path, alone: Sequence[str | Path], distilled: Sequence[s
         gap is under 8 points) and "verdict", a sentence.
 
     Raises:
-        ValueError: if the runs were scored on different clips.
+        ValueError: if the runs were scored on different clips, or by different views.
     """
     folders = {"teacher": [teacher], "alone": alone, "distilled": distilled}
     scored = {arm: [read_evaluation(run) for run in runs] for arm, runs in folders.items()}
     said = {arm: [read_predictions(run) for run in runs] for arm, runs in folders.items()}
-    top1 = {arm: [run["top1"] for run in runs] for arm, runs in scored.items()}
+    check_same_test([run for runs in scored.values() for run in runs])
+    top1 = {arm: [score_of(run) or 0.0 for run in runs] for arm, runs in scored.items()}
     differences = [after - before for before, after in zip(top1["alone"], top1["distilled"], strict=True)]
     recovered = gap_recovered(teacher=top1["teacher"][0], alone=top1["alone"], distilled=top1["distilled"])
     error = standard_error(differences) if len(differences) > 1 else None
@@ -140,12 +156,13 @@ def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]
 
 
 def _arm(runs: Sequence[Mapping[str, Any]], said: Sequence[Predictions], *, teacher: Predictions) -> dict[str, Any]:
-    top1 = [run["top1"] for run in runs]
+    top1 = [score_of(run) or 0.0 for run in runs]
+    shuffled = [run["temporal"]["shuffled"] for run in runs if "shuffled" in run["temporal"]]
     return {
         "top1_mean": fmean(top1),
         "top1_sd": stdev(top1) if len(top1) > 1 else None,
         "top1_each": top1,
-        "shuffled_top1": fmean(run["temporal"]["shuffled"] for run in runs),
+        "shuffled_top1": fmean(shuffled) if len(shuffled) == len(runs) else None,
         "agreement_with_teacher": fmean(against_teacher(one, teacher)["agreement"] or 0.0 for one in said),
         "params": runs[0]["params"],
         "macs": runs[0]["macs"],

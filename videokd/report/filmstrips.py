@@ -66,12 +66,17 @@ def chosen(pairs: Sequence[tuple[Run, Run]], *, each: int) -> tuple[list[Flip], 
     for before, after in pairs:
         if before.predictions is None or after.predictions is None:
             continue
-        for how, ids in flips(before.predictions, after.predictions).items():
+        # What one of the two could not read is not to be won or lost.
+        both = set(before.predictions.ids) & set(after.predictions.ids)
+        early, late = (
+            one.rows(torch.tensor([name in both for name in one.ids], dtype=torch.bool))
+            for one in (before.predictions, after.predictions)
+        )
+        for how, ids in flips(early, late).items():
             for name in ids:
                 counts[how].setdefault(name, []).append((before, after))
-        earlier = before.predictions.of(after.predictions.ids, after.predictions.classes)
-        gained = _of_true(after.predictions) - _of_true(earlier)
-        for name, change in zip(after.predictions.ids, gained.tolist(), strict=True):
+        gained = _of_true(late) - _of_true(early.of(late.ids, late.classes))
+        for name, change in zip(late.ids, gained.tolist(), strict=True):
             changes.setdefault(name, []).append(change)
     found = []
     for where in counts.values():

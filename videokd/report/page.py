@@ -19,6 +19,7 @@ from videokd.machine import Machine
 from videokd.report import markdown
 from videokd.report.content import Chapter, Film, Films, Missing, Plot, Section, order_of, plain, shown
 from videokd.report.filmstrips import films
+from videokd.report.looks import TEACHER
 from videokd.report.sections import LAST, SECTIONS
 from videokd.report.subject import Subject, subjects, views_said
 from videokd.report.svg import css_name, drawn, inlined
@@ -243,7 +244,8 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         facts.append(("clips", f"{evaluation['clips']:,} of {evaluation.get('groups') or '?'} source videos"))
     if evaluation.get("classes"):
         facts.append(("classes", str(len(evaluation["classes"]))))
-    seeds = {run.pair[1] for run in subject.runs if run.pair is not None}
+    students = [arm for name, arm in subject.arms.items() if name != TEACHER] or list(subject.arms.values())
+    seeds = {run.pair[1] for arm in students for run in arm.runs if run.pair is not None}
     facts.append(("runs", f"{len(subject.runs)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"))
     facts.append(("views", views_said(evaluation)))
     facts.append(("data debt", _debt(subject)))
@@ -257,6 +259,7 @@ def _debt(subject: Subject) -> str:
     trained = max((one.get("skipped_in_training") or 0 for one in each), default=0)
     leaked = max((one.get("trained_on") or 0 for one in each), default=0)
     said = {"not scored": scored, "not trained on": trained, "scored though trained on": leaked}
+    said["not compared, since not all could read them"] = max(subject.compared.get("not_compared") or [0])
     found = [f"{number} {how}" for how, number in said.items() if number]
     return f"{', '.join(found)} (videos, at most of a run)" if found else "none" if each else ""
 

@@ -13,7 +13,7 @@ from videokd.evaluate import gap_recovered, interval
 from videokd.fidelity import against_teacher
 from videokd.predictions import PREDICTIONS, Predictions, read_predictions
 from videokd.protocols import mean_over_folds
-from videokd.report.comparison import EVALUATION, trios, verdict
+from videokd.report.comparison import EVALUATION, check_same_test, score_of, trios, verdict
 from videokd.report.content import Look, shown
 from videokd.report.differences import RunRecord, read_run
 from videokd.report.looks import ALONE, CONTROLS, DISTILLED, TEACHER, looks_of
@@ -178,8 +178,9 @@ def of_study(folder: Path) -> Subject:
     teacher = said.get("teacher") or {}
     arms = {}
     if teacher.get("runs"):
-        # One teacher for all folds, or one for each.
-        folds = [(fold, 0) for fold in range(len(teacher["runs"]))]
+        # One teacher for all folds, or one for each, whose numbers are those of the students; it has no seed of theirs.
+        numbers = sorted({pair[0] for arm in (said.get("arms") or {}).values() for pair in arm.get("pairs", ())})
+        folds = [(number, 0) for number in numbers[: len(teacher["runs"])]]
         arms[TEACHER] = Arm(name=TEACHER, runs=_runs(folder, teacher["runs"], folds), said=teacher)
     for name, arm in (said.get("arms") or {}).items():
         arms[name] = Arm(name=name, runs=_runs(folder, arm.get("runs", ()), arm.get("pairs", ())), said=arm)
@@ -221,7 +222,9 @@ def of_runs(folders: Sequence[Path]) -> Subject:
         name = role or _free(_stem(runs[0]), arms)
         arms[name] = Arm(name=name, runs=tuple(Run(path=run, pair=(0, _seed(run))) for run in runs))
     compared = _compared(arms, found, notes)
-    inside = next((read_json(run / INSIDE) for run in folders if (run / INSIDE).is_file()), {})
+    looked = [read_json(run / INSIDE) for run in folders if (run / INSIDE).is_file()]
+    here = {str(run.resolve()) for run in folders} | {str(teacher.resolve()) for teacher in teachers}
+    inside = next((one for one in looked if set(one.get("runs", ())) <= here), {})
     title = _stem(folders[0]) if len(folders) == 1 else " · ".join(arms)
     return Subject(
         title=title, arms=arms, compared=compared, inside=inside, command=" ".join(str(run) for run in folders)
@@ -233,12 +236,6 @@ def at(plain: Any, *path: str) -> Any:
     for key in path:
         plain = plain.get(key) if isinstance(plain, Mapping) else None
     return plain
-
-
-def score_of(evaluation: Mapping[str, Any]) -> float | None:
-    """Top-1, or the mean average precision of a set with several labels a video."""
-    found = evaluation.get("top1", evaluation.get("map"))
-    return None if found is None else float(found)
 
 
 def views_said(evaluation: Mapping[str, Any]) -> str:
@@ -286,6 +283,7 @@ def _compared(
         name = names[distilled[0]]
         teacher = of_run.get(folder) or Run(path=folder)
         try:
+            check_same_test([of_run[run].evaluation for run in (*alone, *distilled)] + [teacher.evaluation])
             said["against"][name] = _against(
                 [of_run[run] for run in distilled], teacher, [of_run[run] for run in alone]
             )
@@ -295,7 +293,7 @@ def _compared(
         before, after = ([score_of(of_run[run].evaluation) or 0.0 for run in runs] for runs in (alone, distilled))
         each = [late - early for early, late in zip(before, after, strict=True)]
         over, top = interval(each), score_of(teacher.evaluation)
-        sentence = verdict(each, gap=(top if top is not None else fmean(before)) - fmean(before))
+        sentence = verdict(each, gap=None if top is None else top - fmean(before))
         said["differences"][name] = {
             "mean": over.mean,
             "low": over.low,

@@ -20,7 +20,7 @@ def arm_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             (
                 NAMES[arm],
                 f"{100 * found['top1_mean']:.1f}{spread}",
-                f"{100 * found['shuffled_top1']:.1f}",
+                "-" if found["shuffled_top1"] is None else f"{100 * found['shuffled_top1']:.1f}",
                 agreement,
                 f"{found['params']:,}",
                 f"{found['macs'] / 1e6:.2f}",

@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from videokd.report.comparison import score_of
 from videokd.report.content import Block, Cell, Code, Column, Missing, Prose, Section, Table
 from videokd.report.differences import difference_rows
-from videokd.report.subject import Run, Subject, at, read_json, score_of, views_said
+from videokd.report.subject import Run, Subject, at, read_json, views_said
 
 REASONS = 20
 """Sentences on videos before the rest is counted."""

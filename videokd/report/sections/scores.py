@@ -71,7 +71,9 @@ def headline(subject: Subject) -> Section | Missing:
         "Runs of a pair share initial weights, order of the clips, augmentation and budget; differences are taken "
         "within pairs. G is the share of the gap between the teacher and the student alone that was closed."
         if found
-        else "Scores on videos that no run was trained or selected on."
+        else f"Scores on split {subject.evaluation.get('split')!r}."
+        if subject.evaluation.get("split")
+        else "Scores."
     )
     return Section(name="headline", title="Result", lead=lead, blocks=blocks)
 
@@ -236,7 +238,9 @@ def _large(subject: Subject) -> list[tuple[str, str, str]]:
         sure = _between(recovered, "ratio") or "one pair: no interval"
         items.append((shown(recovered["mean"], "ratio"), "of the gap recovered (G)", sure))
     else:
-        items.append(("–", "of the gap recovered (G)", "the teacher is too little above the student alone"))
+        known = TEACHER in subject.arms and bool(subject.arms[TEACHER].scores)
+        why = "the teacher is too little above the student alone" if known else "the teacher was not scored"
+        items.append(("–", "of the gap recovered (G)", why))
     sure = _between(found, "points") or "one pair: no interval"
     items.append((shown(found["mean"], "points"), "points over the student alone", sure))
     positive, pairs = found.get("positive"), len(found.get("each", ()))
