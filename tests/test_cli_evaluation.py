@@ -41,7 +41,13 @@ def test_a_student_is_scored_beside_its_teacher(
     said = capsys.readouterr().out
     found = json.loads((student / "evaluation.json").read_text())
     assert 0 <= found["against"]["agreement"] <= 1
-    for part in ("with its teacher: agrees on", "3 x 3 views", "GMAC a video", "precision %", "calibration: NLL"):
+    for part in (
+        "with its teacher, on 12 clips: agrees on",
+        "3 x 3 views",
+        "GMAC a video",
+        "precision %",
+        "calibration: NLL",
+    ):
         assert part in said
     assert "fitted on 12 validation clips" in said.replace("\n", " ")
     assert set(found["temporal"]) == {"filmed", "shuffled", "reversed", "frozen", "half"}

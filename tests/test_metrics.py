@@ -151,3 +151,20 @@ def test_views_are_averaged_as_probabilities_or_as_logits() -> None:
     torch.testing.assert_close(average_views(logits, average="probabilities").softmax(dim=1), mean)
     several = average_views(logits, average="probabilities", several_labels=True)
     torch.testing.assert_close(several.sigmoid(), logits.sigmoid().mean(dim=1))
+
+
+def test_average_precision_of_ties_and_of_large_logits_lies_in_its_interval() -> None:
+    label = torch.zeros(200, 1)
+    label[:100] = 1  # sorted by class: whoever breaks ties by place gains by it
+    generator = torch.Generator().manual_seed(0)
+    for logits in (torch.zeros(200, 1), torch.randn(200, 1, generator=generator) + label + 30):
+        case = said(logits, label)
+        expected = sklearn.average_precision_score(label[:, 0], logits[:, 0])
+        assert scores(case)["map"] == pytest.approx(expected, rel=1e-5)
+        low, high = intervals(case)["intervals"]["map"]
+        assert low < expected < high
+
+
+def test_no_temperature_is_fitted_on_clips_without_labels() -> None:
+    with pytest.raises(ValueError, match="no validation clip has a label"):
+        fit_temperature(said(torch.zeros(2, 3), torch.tensor([UNLABELLED, UNLABELLED])))

@@ -93,3 +93,22 @@ def test_fidelity_with_oneself_is_whole() -> None:
         "negative_flips": 0.0,
         "transferred": 0.0,
     }
+
+
+def test_fidelity_of_several_labels_is_class_by_class() -> None:
+    label = torch.tensor([[1.0, 0, 1], [0, 0, 1], [-1, -1, -1]])
+    ids = ("v", "w", "x")
+
+    def saying(answers: list[list[int]]) -> Predictions:
+        logits = 2.0 * torch.tensor(answers) - 1
+        return Predictions(ids=ids, groups=ids, paths=ids, label=label, logits=logits, classes=("a", "b", "c"))
+
+    teacher = saying([[1, 0, 0], [0, 1, 1], [1, 1, 1]])  # wrong: v c, w b
+    student = saying([[1, 1, 0], [0, 1, 0], [1, 1, 0]])
+    found = against_teacher(student, teacher)
+    assert found["agreement"] == pytest.approx(6 / 9)
+    assert found["agreement_where_teacher_wrong"] == 1.0
+    assert found["retention"] == pytest.approx(2 / 4)  # of v a, v b, w a, w c
+    p = torch.tensor([1.0, -1.0]).sigmoid()
+    # Three answers of three clips differ: p x log(p / q) + q x log(q / p) = (p - q) x 1, the logit.
+    assert found["kl"] == pytest.approx(3 / 3 * (p[0] - p[1]).item(), rel=1e-5)

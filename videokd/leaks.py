@@ -27,7 +27,7 @@ def shared(trained: Manifest, scored: Manifest, *, of: Manifest | None = None) -
 
 
 def trained_on(folder: str | Path, videos: Manifest) -> tuple[str, ...] | None:
-    """Ids of those `videos` that the run in `folder` was trained on, or selected by, or a teacher of it, or that one's...
+    """Ids of those `videos` that the run in `folder` was trained on or selected by, or a teacher of it was, and so on.
 
     Its recipe is read as data alone. None where it can't be told: there is no recipe, or its list is gone.
     """

@@ -69,17 +69,16 @@ def _of_one(labelled: Predictions) -> dict[str, Any]:
 
 
 def _of_several(labelled: Predictions) -> dict[str, Any]:
-    from torchmetrics.functional.classification import multilabel_average_precision
+    from torchmetrics.functional.classification import binary_average_precision
 
     occurs = (labelled.label == 1).any(dim=0)
     names = [name for name, there in zip(labelled.classes, occurs.tolist(), strict=True) if there]
     if not names:
         raise ValueError("no clip of the list has a class: nothing to score")
     # Ranks in place of probabilities, which are 1 for many large logits: the same order, with the same ties.
-    ranks = torch.stack([one.unique(return_inverse=True)[1] for one in labelled.logits[:, occurs].unbind(dim=1)], dim=1)
-    found = multilabel_average_precision(
-        ranks.double() / len(labelled), labelled.label[:, occurs].long(), num_labels=len(names), average="none"
-    ).reshape(-1)
+    ranks = [one.unique(return_inverse=True)[1].double() / len(labelled) for one in labelled.logits[:, occurs].T]
+    there = labelled.label[:, occurs].long().T
+    found = torch.stack([binary_average_precision(rank, label) for rank, label in zip(ranks, there, strict=True)])
     return {"map": found.mean().item(), "average_precision": dict(zip(names, found.tolist(), strict=True))}
 
 

@@ -76,3 +76,15 @@ def test_what_can_not_be_done_is_refused() -> None:
     several = Manifest(few.source, (Video(id="x", path=Path("x"), labels=("a", "b")),), ("a", "b"))
     with pytest.raises(ValueError, match="several labels a video"):
         folds(several, 2)
+
+
+@pytest.mark.parametrize("groups", [4, 6])
+def test_val_has_some_of_every_class_or_is_refused(groups: int) -> None:
+    few = listed([(label, f"{label}{source}") for label in ("a", "b") for source in range(groups) for _ in range(4)])
+    for fold in folds(few, 2, val=0.2):
+        assert {video.label for video in fold.videos if video.split == "val"} == {"a", "b"}
+        assert {video.label for video in fold.videos if video.split == "train"} == {"a", "b"}
+    two = listed([(label, f"{label}{source}") for label in ("a", "b") for source in range(2) for _ in range(4)])
+    with pytest.raises(ValueError, match=r"has no validation videos with some of every class.*--val 0"):
+        folds(two, 2, val=0.2)
+    assert len(folds(two, 2, val=0)) == 2

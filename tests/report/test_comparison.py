@@ -145,7 +145,7 @@ def test_a_run_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
 
 def test_runs_scored_on_other_clips_are_refused(runs: dict[str, list[Path]]) -> None:
     write_evaluation(runs["alone"][0], evaluation(0.5, clips=19))
-    with pytest.raises(ValueError, match="1 clips were known to one of two models alone"):
+    with pytest.raises(ValueError, match="they were scored on different clips"):
         report(runs)
 
 
@@ -169,3 +169,14 @@ def test_every_plot_is_drawn(runs: dict[str, list[Path]], tmp_path: Path) -> Non
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 5000
+
+
+def test_scores_of_other_views_are_refused(runs: dict[str, list[Path]]) -> None:
+    other = evaluation(0.5)
+    views = {"temporal": 10, "spatial": 3, "average": "probabilities"}
+    write_evaluation(runs["alone"][0], Evaluation({**other.numbers, "views": views}, other.predictions))
+    one = evaluation(0.6)
+    single = {"temporal": 1, "spatial": 1, "average": "probabilities"}
+    write_evaluation(runs["alone"][1], Evaluation({**one.numbers, "views": single}, one.predictions))
+    with pytest.raises(ValueError, match="they were scored on different views"):
+        report(runs)

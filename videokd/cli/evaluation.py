@@ -164,9 +164,8 @@ def _print(found: Mapping[str, Any], path: Path) -> None:
         CONSOLE.print(terminal_table(("views", "GMAC a video", "top-1 %"), rows))
     _print_classes(found, several=several)
     if found["trained_on"]:
-        CONSOLE.print(
-            f"Careful: {found['trained_on']} of these {found['clips']} clips, or others of their sources, were trained on"
-        )
+        known = f"{found['trained_on']} of these {found['clips']} clips, or others of their sources"
+        CONSOLE.print(f"Careful: the model was trained on {known}.")
     for reason in found["skipped"]:
         CONSOLE.print(f"skipped: {reason}")
     before = found["skipped_in_training"]
