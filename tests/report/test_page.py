@@ -129,6 +129,8 @@ def test_the_json_says_what_study_json_says(three: tuple[str, str, dict[str, Any
     }
     assert rows["distilled"]["G"]["mean"] == pytest.approx(said["gap_recovered"]["distilled"]["mean"])
     assert rows["alone"]["G"] is None
+    above = rows["shuffled_teacher"]["distilled above it, points"]
+    assert above == pytest.approx(said["beyond"]["shuffled_teacher"])
     against = {row["arm"]: row for row in sections["teacher"]["tables"][0]["rows"]}
     assert against["distilled"]["negative flips %"] == pytest.approx(said["against"]["distilled"]["negative_flips"])
     debt = {row["arm"]: row for row in sections["debt"]["tables"][0]["rows"]}

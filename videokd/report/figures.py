@@ -41,8 +41,18 @@ def scores(
     for row, (arm, values) in enumerate(each.items()):
         look, percent = looks[arm], 100 * np.array(values)
         spread = 0.12 * (np.arange(len(percent)) - (len(percent) - 1) / 2) if len(percent) > 1 else np.zeros(1)
-        axes.plot(percent, row + spread, look.marker, color=look.light, alpha=0.55, ms=4.5, markeredgewidth=0)
-        axes.plot([percent.mean()] * 2, [row - 0.3, row + 0.3], color=look.light, lw=2.6, solid_capstyle="round")
+        alone = len(percent) == 1
+        axes.plot(
+            percent,
+            row + spread,
+            look.marker,
+            color=look.light,
+            alpha=1 if alone else 0.55,
+            ms=7 if alone else 4.5,
+            mew=0,
+        )
+        if not alone:
+            axes.plot([percent.mean()] * 2, [row - 0.3, row + 0.3], color=look.light, lw=2.6, solid_capstyle="round")
         axes.annotate(
             f"{percent.mean():.1f}",
             (percent.max(), row),

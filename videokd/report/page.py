@@ -241,7 +241,8 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     facts = [("list", Path(str(subject.compared.get("list") or evaluation.get("list") or "")).name)]
     facts.append(("split", str(subject.compared.get("split") or evaluation.get("split") or "")))
     if evaluation.get("clips"):
-        facts.append(("clips", f"{evaluation['clips']:,} of {evaluation.get('groups') or '?'} source videos"))
+        sources = f" of {evaluation['groups']:,} source videos" if evaluation.get("groups") else ""
+        facts.append(("clips", f"{evaluation['clips']:,}{sources}"))
     if evaluation.get("classes"):
         facts.append(("classes", str(len(evaluation["classes"]))))
     students = [arm for name, arm in subject.arms.items() if name != TEACHER] or list(subject.arms.values())

@@ -58,9 +58,8 @@ def headline(subject: Subject) -> Section | Missing:
     found = {name: one for name, one in (subject.compared.get("differences") or {}).items() if one}
     if found and subject.baseline:
         blocks.append(_differences(subject, found))
-        sentences = [
-            f"{subject.looks[name].title}: {one['verdict']}" for name, one in found.items() if one.get("verdict")
-        ]
+        # They name their arms themselves.
+        sentences = [str(one["verdict"]) for one in found.values() if one.get("verdict")]
         if len(found) > 1 and sentences:
             blocks.append(Prose(items=sentences))
     for note in subject.compared.get("notes", ()):
@@ -266,6 +265,7 @@ def _arms_table(subject: Subject, scored: Mapping[str, Arm]) -> Table:
     metric = metric_of(subject)
     found = subject.compared.get("differences") or {}
     recovered = subject.compared.get("gap_recovered") or {}
+    beyond = subject.compared.get("beyond") or {}
     columns = [
         Column(title="arm", kind="arm"),
         Column(title="runs", kind="count"),
@@ -277,6 +277,11 @@ def _arms_table(subject: Subject, scored: Mapping[str, Arm]) -> Table:
         columns += [
             Column(title="against alone, points", kind="points", note="mean of the paired differences, 95 % interval"),
             Column(title="pairs gained", kind="count", note="in how many pairs the arm was above the student alone"),
+            *(
+                [Column(title="distilled above it, points", kind="points", note="paired differences, 95 % interval")]
+                if beyond
+                else []
+            ),
             Column(title="G", kind="ratio", note="share of the gap between alone and teacher that was recovered"),
         ]
     columns += [
@@ -289,12 +294,17 @@ def _arms_table(subject: Subject, scored: Mapping[str, Arm]) -> Table:
         if found:
             one, share = found.get(name) or {}, recovered.get(name) or {}
             row += [
-                Span(one["mean"], one.get("low"), one.get("high")) if one else None,
+                _span(one),
                 one.get("positive"),
-                Span(share["mean"], share.get("low"), share.get("high")) if share else None,
+                *([_span(beyond.get(name))] if beyond else []),
+                _span(share),
             ]
         rows.append([*row, arm.fact("params"), arm.fact("macs")])
     return Table(columns=columns, rows=rows)
+
+
+def _span(found: Mapping[str, Any] | None) -> Span | None:
+    return Span(found["mean"], found.get("low"), found.get("high")) if found else None
 
 
 def _score(arm: Arm) -> Cell:
