@@ -92,6 +92,16 @@ def test_compare_pairs_the_arms(
     assert re.search(r"objective\.soft +│ None +│ None +│ SoftTargets ", said)
     assert re.search(r"last loss: soft +│ \? ", said) is None
     assert re.search(r"last loss: soft +│ +│ +│ [0-9.]+ ", said)
+    # What is inside them is looked at once, and shown of these runs alone.
+    assert run("inside", *runs, "--clips", "8") == 0
+    assert "saliency against the teacher's" in capsys.readouterr().out
+    looked = json.loads((tmp_path / "distilled" / "inside.json").read_text())
+    assert list(looked["cka"]["arms"]) == ["alone", "distilled"]
+    assert looked["runs"] == sorted(str(folder.resolve()) for folder in runs)
+    assert run("report", *runs, "--out", tmp_path / "page.html") == 0
+    assert "distilled" in (tmp_path / "page.html").read_text()
+    assert run("inside", tmp_path / "alone") == 1
+    assert "features are compared with one trained teacher's" in capsys.readouterr().err
 
 
 def test_compare_takes_runs_that_are_not_finished_or_not_evaluated(
