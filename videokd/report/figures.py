@@ -197,6 +197,8 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(4))
     if log == "y":
         axes.set_yscale("log")
+        # Not as mathematics, which a page has no fonts for.
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for one in (axes.xaxis, axes.yaxis):
         one.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(
