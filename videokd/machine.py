@@ -76,4 +76,8 @@ def terminal() -> Console:
 def seed_step(seed: int, step: int) -> None:
     """Makes dropout and the like a function of (seed, step), so that a resumed run draws the same; each process has
     its own."""
-    torch.manual_seed(seed * 1_000_003 + step + rank() * 2**40)
+    number = seed * 1_000_003 + step + rank() * 2**40
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # half of a small network's overhead is otherwise spent on devices that are not there
+        torch.default_generator.manual_seed(number)

@@ -26,7 +26,7 @@ class Finite:
 
     def wrong(self, losses: Mapping[str, Tensor], step: int) -> str | None:
         """A sentence, if a step's losses are wrong."""
-        names, found = list(losses), torch.stack([loss.isfinite() for loss in losses.values()])
+        names, found = list(losses), torch.stack(list(losses.values())).isfinite()
         if not self._on_gpu:
             return _not_finite(names, found, step)
         before = self.of_last_step()

@@ -233,8 +233,13 @@ def _train(
                 if said == 2:
                     raise NotFiniteError(wrong or f"at step {step} losses of another process are not finite")
                 scaler.unscale_(optimizer)
-                limit = float("inf") if recipe.optim.clip_norm is None else recipe.optim.clip_norm
-                norm = torch.nn.utils.clip_grad_norm_(student.parameters(), limit)
+                logs = step % LOG_EVERY == 0 or step == steps
+                if recipe.optim.clip_norm is not None:
+                    norm = torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.optim.clip_norm)
+                elif logs:
+                    norm = torch.nn.utils.get_total_norm(
+                        [one.grad for one in student.parameters() if one.grad is not None]
+                    )
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
@@ -242,7 +247,7 @@ def _train(
                     average.update(model)
 
             state.step, last = step, step == steps
-            if step % LOG_EVERY == 0 or last:
+            if logs:
                 tally.check_sound()
                 row = _row(losses, right) | {"lr": lr, "grad_norm": norm.item()}
                 if weights_change:
@@ -387,8 +392,10 @@ def _backward(
     """
     parts = _parts(len(batch.id), recipe)
     # Of the clips of all processes, for who has more of them.
-    sizes = mean_over_processes(torch.tensor([float(len(rows)) for rows in parts])) if len(parts) > 1 else torch.ones(1)
-    shares = (sizes / sizes.sum()).tolist()
+    shares = [1.0]
+    if len(parts) > 1:
+        sizes = mean_over_processes(torch.tensor([float(len(rows)) for rows in parts]))
+        shares = (sizes / sizes.sum()).tolist()
     total: dict[str, Tensor] = {}
     right = torch.zeros(2, device=batch.label.device)
     for rows, share in zip(parts, shares, strict=True):
@@ -400,7 +407,7 @@ def _backward(
             outputs, losses = learn(part, said, progress)
         scaler.scale(losses["total"] * share).backward()
         for name, loss in losses.items():
-            total[name] = total.get(name, 0) + loss.detach() * share
+            total[name] = total.get(name, 0) + loss.detach() * share if len(parts) > 1 else loss.detach()
         if part.label.ndim == 1:  # mixed clips are of no one class
             known = labelled(part.label)
             hits = (outputs.logits.detach().argmax(dim=1) == part.label) & known
@@ -416,10 +423,12 @@ def _parts(clips: int, recipe: Recipe) -> list[Tensor]:
         ValueError: if another process has other parts, since some of its clips could not be read.
     """
     wanted = recipe.optim.accumulate
+    if wanted == 1:
+        return [torch.arange(clips)]
     labelled_clips = round(clips * (1 - recipe.data.unlabelled_per_batch / recipe.data.batch_size))
     kinds = torch.arange(labelled_clips).tensor_split(wanted), torch.arange(labelled_clips, clips).tensor_split(wanted)
     parts = [rows for rows in map(torch.cat, zip(*kinds, strict=True)) if len(rows)]
-    if wanted > 1 and is_distributed() and largest_of_all(wanted - len(parts)):
+    if is_distributed() and largest_of_all(wanted - len(parts)):
         raise ValueError(
             f"a process could read too few clips of its batch for optim.accumulate={wanted} parts: take larger "
             "batches, fewer parts, or --on-bad-video substitute"

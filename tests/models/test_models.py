@@ -31,6 +31,15 @@ def test_the_door_normalises_by_the_input_spec() -> None:
     model.run = lambda video, times, taps: seen.append(video)  # type: ignore[method-assign, assignment, return-value]
     model(Clip(torch.full((1, 2, 3, 8, 8), 255, dtype=torch.uint8), torch.zeros(1, 2)))
     assert seen[0][0, :, 0, 0, 0].tolist() == pytest.approx([1.0, 3.0, 1.0])
+    frames = torch.randint(0, 256, (2, 2, 3, 8, 8), dtype=torch.uint8)
+    given = frames.clone()
+    model(Clip(frames, torch.zeros(2, 2)))
+    by_hand = (frames.transpose(1, 2) / 255 - torch.tensor(spec.mean).view(3, 1, 1, 1)) / torch.tensor(spec.std).view(
+        3, 1, 1, 1
+    )
+    torch.testing.assert_close(seen[1], by_hand)
+    assert seen[1].is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(frames, given)
 
 
 def test_cost_is_counted_at_the_models_own_input() -> None:

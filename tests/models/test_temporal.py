@@ -183,6 +183,17 @@ def test_shift_moves_channels_by_a_frame() -> None:
     assert last(frames.view(3, 1, 4)).flatten(1).tolist() == causal(frames).flatten(1).tolist()
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_shift_keeps_the_layout_of_its_frames(causal: bool) -> None:
+    frames = torch.randn(6, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+    shift = Shift(torch.nn.Identity(), share=0.25, causal=causal)
+    shift.clips = 2
+    planar, last = shift(frames), shift(frames.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(planar, last)
+    assert planar.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_convolution_over_time_by_hand() -> None:
     conv = TemporalConv(1)
     with torch.no_grad():

@@ -67,26 +67,31 @@ class Shift(OverTime):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B*T, C, ...) -> what the convolution makes of it."""
-        video = frames.unflatten(0, (self.clips, -1))  # (B, T, C, ...)
-        dim = self.channels + 1 if self.channels > 0 else self.channels
+        # Channels that lie last in memory stay there: the convolution would have to bring them back.
+        are_last = frames.ndim == 4 and self.channels == 1 and _channels_lie_last(frames)
+        dim = -1 if are_last else self.channels + 1 if self.channels > 0 else self.channels
+        video = (frames.movedim(1, -1) if are_last else frames).unflatten(0, (self.clips, -1))  # (B, T, C, ...)
         moved = int(video.shape[dim] * self.share)
         if self.causal:
             from_last, rest = video.split([moved, video.shape[dim] - moved], dim=dim)
-            parts = [self._last(from_last), rest]
+            parts = [self._last(from_last, dim), rest]
         else:
             from_next, from_last, rest = video.split([moved, moved, video.shape[dim] - 2 * moved], dim=dim)
             following = torch.cat([from_next[:, 1:], torch.zeros_like(from_next[:, :1])], dim=1)
-            parts = [following, self._last(from_last), rest]
-        shifted: Tensor = self.conv(torch.cat(parts, dim=dim).flatten(0, 1))
-        return shifted
+            parts = [following, self._last(from_last, dim), rest]
+        shifted = torch.cat(parts, dim=dim).flatten(0, 1)
+        found: Tensor = self.conv(shifted.movedim(-1, 1) if are_last else shifted)
+        return found
 
-    def _last(self, video: Tensor) -> Tensor:
-        """Each frame's last one; before the first there is nothing, or what the stream had."""
-        before = self.past.get("last") if self.streaming else None
-        if before is None:
-            before = torch.zeros_like(video[:, :1])
+    def _last(self, video: Tensor, dim: int) -> Tensor:
+        """Each frame's last one, of a video whose channels are in `dim`; before the first there is nothing, or what
+        the stream had, whose channels are where `channels` says."""
+        there = self.channels + 1 if self.channels > 0 else self.channels
+        before = (
+            self.past["last"].movedim(there, dim) if self.streaming and self.past else torch.zeros_like(video[:, :1])
+        )
         if self.streaming:
-            self.past = {"last": video[:, -1:]}
+            self.past = {"last": video[:, -1:].movedim(dim, there)}
         return torch.cat([before, video[:, :-1]], dim=1)
 
 
@@ -249,3 +254,7 @@ def _turned(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Pairs of channels (B, h, T, c), turned by their frame's angles (B, 1, T, c/2)."""
     one, other = vectors.chunk(2, dim=-1)
     return torch.cat([one * cosine - other * sine, one * sine + other * cosine], dim=-1)
+
+
+def _channels_lie_last(frames: Tensor) -> bool:
+    return frames.is_contiguous(memory_format=torch.channels_last) and not frames.is_contiguous()
