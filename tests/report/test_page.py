@@ -1,3 +1,4 @@
+import html
 import json
 import re
 from collections import Counter
@@ -232,9 +233,29 @@ def test_several_label_sets_are_scored_by_map(tmp_path: Path, study: Path) -> No
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     (run / "predictions.parquet").unlink()
     page, _, numbers = report([run], tmp_path / "r.html")
-    assert "Mean average precision 40.0 % on 24 held-out clips" in page.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Mean average precision 40.0 % on 24 clips of split 'test'" in html.unescape(page).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
     (classes,) = numbers["chapters"][0]["sections"]["classes"]["tables"]
     assert [row["class"] for row in classes["rows"]] == ["grow", "split"]
+
+
+def test_what_an_interval_rests_on_stands_beside_it(tmp_path: Path) -> None:
+    folder = made_up.study(tmp_path / "folds", arms=("alone", "distilled"), seeds=2, clips=36, inside=False)
+    said = json.loads((folder / "study.json").read_text())
+    said["not_compared"] = [3, 5]
+    for arm in said["arms"].values():
+        arm["pairs"] = [[1, 0], [2, 0]]
+    said["arms"]["distilled"]["differs"] = ["data.unlabelled_per_batch"]
+    (folder / "study.json").write_text(json.dumps(said))
+    page, markdown, numbers = report([folder], tmp_path / "r.html")
+    sources = len({f"source {number // 3}" for number in range(36)})
+    for text in (html.unescape(page), markdown.replace("\\", "")):
+        assert f"72 of {2 * sources} source videos, in 2 folds" in text
+        assert "Not as for the student alone: data.unlabelled_per_batch of student distilled." in text
+        assert "In a pair up to 5 clips are not compared, since not all of its models could read them." in text
+    rows = numbers["chapters"][0]["sections"]["classes"]["tables"][0]["rows"]
+    assert {row["clips"] for row in rows} == {6}
 
 
 def test_two_studies_are_two_chapters_with_ids_of_their_own(study: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from videokd.report.paired import difference, paired, study_rows
+from videokd.report.paired import besides, difference, not_compared, paired, study_rows
 
 ALONE = [0.50, 0.52, 0.54, 0.50]
 
@@ -125,3 +125,25 @@ def test_rows_of_the_table() -> None:
         ("alone", "51.5 ± 1.9", "", "", "", "", "300", "0.250"),
         ("distilled", "61.5 ± 1.7", "+10.0", "+8.7 to +11.3", "4 of 4", "35", "300", "0.250"),
     ]
+
+
+def test_what_else_arms_differ_in_is_said_once_for_those_that_differ_alike() -> None:
+    arms = {
+        "alone": {"title": "student alone", "differs": []},
+        "equal_compute": {"title": "alone at equal compute", "differs": ["optim.steps"]},
+        "distilled": {"title": "student distilled", "differs": ["data.views", "data.unlabelled_per_batch"]},
+        "shuffled_teacher": {"title": "shuffled teacher", "differs": ["data.views", "data.unlabelled_per_batch"]},
+        "mine": {"title": "mine", "differs": ["optim.steps"]},
+    }
+    assert besides({"arms": arms}) == [
+        "Not as for the student alone: data.views and data.unlabelled_per_batch of student distilled and "
+        "shuffled teacher.",
+        "Not as for the student alone: optim.steps of mine.",
+    ]
+    assert besides({"arms": {"alone": arms["alone"]}}) == []
+
+
+def test_clips_that_are_not_compared_are_counted() -> None:
+    assert not_compared({"not_compared": [0, 0]}) is None
+    assert "up to 1 clip is not compared" in str(not_compared({"not_compared": [0, 1]}))
+    assert "up to 1,200 clips are not compared" in str(not_compared({"not_compared": [1200, 1]}))

@@ -47,7 +47,7 @@ def test_a_single_run_says_its_score_with_its_interval(study: Path) -> None:
     top1 = found.evaluation["top1"]
     low, high = found.evaluation["intervals"]["top1"]
     assert found.compared["verdict"] == (
-        f"Top-1 {100 * top1:.1f} % on 36 held-out clips, 95 % interval {100 * low:.1f} to {100 * high:.1f}."
+        f"Top-1 {100 * top1:.1f} % on 36 clips of split 'test', 95 % interval {100 * low:.1f} to {100 * high:.1f}."
     )
 
 

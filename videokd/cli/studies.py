@@ -11,7 +11,7 @@ import tyro
 from videokd import arms
 from videokd.arms import Study
 from videokd.cli.options import CONSOLE, spelled_out, wants_usage
-from videokd.report.paired import STUDY_COLUMNS, study_rows
+from videokd.report.paired import STUDY_COLUMNS, besides, not_compared, study_rows
 from videokd.report.tables import terminal_table
 from videokd.study import study as run_study
 
@@ -51,6 +51,9 @@ def study(arguments: Sequence[str]) -> None:
         raise
     pairs = len(found["arms"]["alone"]["pairs"])
     CONSOLE.print(terminal_table(STUDY_COLUMNS, study_rows(found), title=f"{pairs} pairs on split {found['split']!r}"))
+    for sentence in (*besides(found), not_compared(found)):
+        if sentence:
+            CONSOLE.print(sentence, highlight=False)
     for arm, one in found["differences"].items():
         if arm != "distilled":
             CONSOLE.print(f"{one['verdict']}", highlight=False)

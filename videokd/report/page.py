@@ -240,9 +240,11 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     evaluation = subject.evaluation
     facts = [("list", Path(str(subject.compared.get("list") or evaluation.get("list") or "")).name)]
     facts.append(("split", str(subject.compared.get("split") or evaluation.get("split") or "")))
-    if evaluation.get("clips"):
-        sources = f" of {evaluation['groups']:,} source videos" if evaluation.get("groups") else ""
-        facts.append(("clips", f"{evaluation['clips']:,}{sources}"))
+    each = subject.scored_once
+    if clips := sum(one.get("clips") or 0 for one in each):
+        groups = sum(one.get("groups") or 0 for one in each)
+        sources = f" of {groups:,} source videos" if groups else ""
+        facts.append(("clips", f"{clips:,}{sources}{f', in {len(each)} folds' if len(each) > 1 else ''}"))
     if evaluation.get("classes"):
         facts.append(("classes", str(len(evaluation["classes"]))))
     students = [arm for name, arm in subject.arms.items() if name != TEACHER] or list(subject.arms.values())

@@ -143,6 +143,28 @@ def _gap_recovered(
     return None if found is None else asdict(found)
 
 
+def besides(study: Mapping[str, Any]) -> list[str]:
+    """Sentences of a study.json on arms whose recipes differ from the student alone in more than what makes them an
+    arm (its teacher, its loss, its steps at equal compute)."""
+    fields: dict[tuple[str, ...], list[str]] = {}
+    for arm, found in study["arms"].items():
+        own = ("optim.steps",) if arm == "equal_compute" else ()
+        if others := tuple(name for name in found.get("differs", ()) if name not in own):
+            fields.setdefault(others, []).append(found["title"])
+    return [f"Not as for the student alone: {_listed(names)} of {_listed(of)}." for names, of in fields.items()]
+
+
+def not_compared(study: Mapping[str, Any]) -> str | None:
+    """A sentence of a study.json on clips that not all models could read; None if there are none."""
+    most = max(study.get("not_compared", ()), default=0)
+    clips = "1 clip is" if most == 1 else f"{most:,} clips are"
+    return f"In a pair up to {clips} not compared, since not all of its models could read them." if most else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
 STUDY_COLUMNS = ("arm", "top-1 %", "- alone", "95 % interval", "above 0", "G %", "steps", "s/step")
 
 

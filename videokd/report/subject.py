@@ -144,6 +144,15 @@ class Subject:
         return next((one for arm in reversed(list(self.arms.values())) for one in arm.evaluations), {})
 
     @property
+    def scored_once(self) -> list[Mapping[str, Any]]:
+        """A student's evaluation on each fold: their clips are all that were scored, each once."""
+        by_fold: dict[int, Mapping[str, Any]] = {}
+        for run in [run for arm in reversed(list(self.arms.values())) for run in arm.runs]:
+            if run.evaluation:
+                by_fold.setdefault(0 if run.pair is None else run.pair[0], run.evaluation)
+        return [by_fold[fold] for fold in sorted(by_fold)]
+
+    @property
     def runs(self) -> list[Run]:
         """All runs of all arms."""
         return [run for arm in self.arms.values() for run in arm.runs]
@@ -347,7 +356,8 @@ def _plain_verdict(arms: Mapping[str, Arm]) -> str:
     if len(parts) == 1:
         low_high = at(evaluation, "intervals", "top1") or at(evaluation, "intervals", "map")
         sure = f", 95 % interval {shown(low_high[0], 'share')} to {shown(low_high[1], 'share')}" if low_high else ""
-        return f"{metric} {parts[0][1]} on {evaluation.get('clips', '?'):,} held-out clips{sure}."
+        split = f" of split {evaluation['split']!r}" if evaluation.get("split") else ""
+        return f"{metric} {parts[0][1]} on {evaluation.get('clips', '?'):,} clips{split}{sure}."
     return f"{metric}: {', '.join(f'{name} {score}' for name, score in parts)}. No pairs of alone and distilled here."
 
 

@@ -1,5 +1,6 @@
 """What the answers look like from near: by class, by mistake, by confidence."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -167,9 +168,9 @@ def calibration(subject: Subject) -> Section | Missing:
         row += [_mean(of_runs, "temperature")] if after else []
         row += [_mean(scaled[name], key) for key in ("nll", "brier", "ece")] if after else []
         rows.append(row)
-    fitted = next((one["fitted_on"] for each in found.values() for one in each if one.get("fitted_on")), None)
+    fitted = list(dict.fromkeys(one["fitted_on"] for each in found.values() for one in each if one.get("fitted_on")))
     note = (
-        f"Temperatures were fitted on {fitted}."
+        f"Temperatures were fitted on {'; '.join(fitted)}."
         if fitted
         else "No temperature was fitted: that needs a validation split."
     )
@@ -197,9 +198,13 @@ def _evaluations(subject: Subject) -> list[Mapping[str, Any]]:
 
 
 def _clips(subject: Subject) -> dict[str, int]:
-    """Clips of each class, in the test of one run."""
-    found = subject.evaluation.get("per_class") or {}
-    return {label: one["clips"] for label, one in found.items() if isinstance(one, Mapping) and "clips" in one}
+    """Clips of each class that were scored, of all folds."""
+    found: Counter[str] = Counter()
+    for evaluation in subject.scored_once:
+        for label, one in (evaluation.get("per_class") or {}).items():
+            if isinstance(one, Mapping) and "clips" in one:
+                found[label] += one["clips"]
+    return dict(found)
 
 
 def _gain(each: Mapping[str, float | None], baseline: str | None, main: str | None) -> float | None:

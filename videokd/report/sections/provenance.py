@@ -9,6 +9,7 @@ from typing import Any
 from videokd.report.comparison import score_of
 from videokd.report.content import Block, Cell, Code, Column, Missing, Prose, Section, Table
 from videokd.report.differences import difference_rows
+from videokd.report.paired import not_compared
 from videokd.report.subject import Run, Subject, at, read_json, views_said
 
 REASONS = 20
@@ -55,6 +56,8 @@ def debt(subject: Subject) -> Section | Missing:
             f"{leaked} scored clips were trained on, summed over the runs: the scores are not those of held-out videos."
         )
         blocks.append(Prose(text=said, warns=True))
+    if subject.is_study and (sentence := not_compared(subject.compared)):
+        blocks.append(Prose(text=sentence, warns=True))
     blocks.append(Table(columns=columns, rows=rows, note="Summed over the runs of each arm; a dash is not known."))
     if skipped:
         items = [

@@ -23,6 +23,7 @@ from videokd.report.content import (
     shown,
 )
 from videokd.report.looks import TEACHER
+from videokd.report.paired import besides
 from videokd.report.subject import Arm, Run, Subject, at, views_said
 
 POINTS_OF_A_CURVE = 100
@@ -46,7 +47,7 @@ def headline(subject: Subject) -> Section | Missing:
         said = ", ".join(
             f"{subject.looks[name].title} {shown(fmean(found), 'share')} %" for name, found in each.items()
         )
-        figure = figures.scores(each, subject.looks, axis=f"{metric} on held-out videos (%)", line=chance)
+        figure = figures.scores(each, subject.looks, axis=f"{metric} on {_scored(subject)} (%)", line=chance)
         blocks.append(
             Plot(
                 name="scores",
@@ -68,13 +69,19 @@ def headline(subject: Subject) -> Section | Missing:
         blocks += _several_scores(next(iter(scored.values())))
     lead = (
         "Runs of a pair share initial weights, order of the clips, augmentation and budget; differences are taken "
-        "within pairs. G is the share of the gap between the teacher and the student alone that was closed."
+        "within pairs. G is the share of the gap between the teacher and the student alone that was closed. "
+        + " ".join(besides(subject.compared) if subject.is_study else ())
         if found
         else f"Scores on split {subject.evaluation.get('split')!r}."
         if subject.evaluation.get("split")
         else "Scores."
     )
     return Section(name="headline", title="Result", lead=lead, blocks=blocks)
+
+
+def _scored(subject: Subject) -> str:
+    split = subject.compared.get("split") or subject.evaluation.get("split")
+    return f"split {split!r}" if split else "the scored videos"
 
 
 def cost(subject: Subject) -> Section | Missing | None:
