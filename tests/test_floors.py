@@ -8,12 +8,13 @@ import pytest
 import videokd
 
 FLOORS = {
-    "cli": 9,
-    "quickstart": 8,
-    "study": 8,
+    "cli": 10,
+    "quickstart": 9,
+    "study": 9,
     "train": 7,
     "assembly": 5,
-    "report": 7,
+    "report": 8,
+    "bench": 7,
     "inside": 6,
     "label": 6,
     "preflight": 6,

@@ -1,0 +1,1 @@
+"""Clips per second that can be believed, and the reason behind them."""
