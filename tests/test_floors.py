@@ -46,6 +46,7 @@ FLOORS = {
     "disk": 0,
     "interruption": 0,
     "stopping": 5,
+    "gradients": 5,
     "tally": 1,
     "checkpoint": 2,
     "timing": 1,

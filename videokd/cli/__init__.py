@@ -14,6 +14,8 @@ COMMANDS: Mapping[str, str] = {
     "evaluate": "evaluation:evaluate",
     "predict": "predicting:predict",
     "compare": "runs:compare",
+    "bench": "benching:bench",
+    "bench compare": "benching:compare",
     "inside": "looking:inside",
     "report": "reporting:report",
     "models": "looks:models",
@@ -48,6 +50,8 @@ usage: videokd COMMAND
   predict RUN VIDEO...  the likeliest classes of videos, or what happens when in long ones
   study STUDY           alone, distilled and controls over paired seeds: did it help, and was it the teacher
   compare RUN...        runs beside each other: scores, gains, and what differs
+  bench MODEL...        clips a second of a model, recipe, run or exported file, stage by stage, and what bounds it
+  bench compare OLD NEW two results of bench: what became slower, with intervals and an exit code
   inside RUN...|STUDY   features and saliency of students beside their teacher's
   report RUN|STUDY...   one page that shows it all: scores, gains, mistakes, videos won and lost, how runs differ
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
@@ -89,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    words = 2 if arguments[:1] == ["data"] else 1
+    words = 2 if arguments[:1] == ["data"] or arguments[:2] == ["bench", "compare"] else 1
     command, rest = " ".join(arguments[:words]), arguments[words:]
     if command in RECIPE_COMMANDS:
         chosen = _imported(RECIPE_COMMANDS[command])

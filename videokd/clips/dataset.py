@@ -159,6 +159,20 @@ class ClipDataset(Dataset[Sample]):
             samples.append({"clips": clips, "label": look.label, "id": video.id, "view": number})
         return samples
 
+    def read_of(self, index: int, view_number: int = 0) -> "FileRead":
+        """What `clips` reads of a clip's file, for those who time its parts.
+
+        Raises:
+            VideoError: for a video that can't be read.
+        """
+        video = self.videos[index]
+        decoded = _InFile(video, video_index(video, self.table), self.backend, short_side=self.short_side)
+        look = self._look(index, view_number, decoded)
+        wanted = [
+            _Wanted(numbers, look.placement.box, self.specs[party].size) for party, numbers in look.numbers.items()
+        ]
+        return FileRead(video, decoded.index, decoded.cuts(wanted))
+
     def substitute(self, index: int, view_number: int, attempt: int) -> int | None:
         """Which clip stands in for one that can't be read: another of its class, the same whenever it is asked."""
         alike = self._alike[self.label(index)]
@@ -330,6 +344,15 @@ def view_generator(seed: int, clip_id: str, view_number: int) -> np.random.Gener
 
 
 @dataclass(frozen=True)
+class FileRead:
+    """What is read of a file for one view."""
+
+    video: Video
+    index: VideoIndex
+    cuts: list[Cut]
+
+
+@dataclass(frozen=True)
 class _Look:
     """What one view shows."""
 
@@ -375,18 +398,20 @@ class _InFile:
     """A video whose frames are decoded when they are wanted, and cut on the way."""
 
     def __init__(self, video: Video, index: VideoIndex, backend: Backend, *, short_side: int) -> None:
-        self._video, self._index, self._backend = video, index, backend
+        self._video, self.index, self._backend = video, index, backend
         # A small video is enlarged once, after its crop, and not twice.
         self.nominal = _nominal(index, short_side)
         self.times = index.times
 
     def cut(self, wanted: Sequence[_Wanted]) -> list[Frames]:
-        reader = reader_of(self._video, self._backend)
-        stored = (self._index.height, self._index.width)
-        cuts = [
+        return reader_of(self._video, self._backend).read(self._video, self.cuts(wanted), index=self.index)
+
+    def cuts(self, wanted: Sequence[_Wanted]) -> list[Cut]:
+        """The same in pixels of the file."""
+        stored = (self.index.height, self.index.width)
+        return [
             Cut(numbers.tolist(), _scaled(box, self.nominal, stored), (size, size)) for numbers, box, size in wanted
         ]
-        return reader.read(self._video, cuts, index=self._index)
 
 
 class _InMemory:

@@ -1,0 +1,398 @@
+"""Times all that a benchmark is asked for, and says what bounds it."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from videokd.bench import stages, variants
+from videokd.bench.ceilings import ceilings
+from videokd.bench.contenders import Contender, Patience, measure
+from videokd.bench.results import Difference, Measurement, Network, Results
+from videokd.bench.statistics import Clock, seconds_a_call
+from videokd.bench.steps import step_contenders
+from videokd.bench.subjects import Party, Subject
+from videokd.bench.variants import Runner, Variant
+from videokd.clips.dataset import ClipDataset
+from videokd.clips.loader import batches
+from videokd.clips.manifest import Manifest
+from videokd.contracts import Clip, Dense, InputSpec, Timed, View
+from videokd.environment import environment
+from videokd.machine import Machine
+from videokd.models import Model
+from videokd.models.cost import cost
+
+Part = Literal["inference", "loading", "steps", "ceilings"]
+PARTS: tuple[Part, ...] = ("inference", "loading", "steps", "ceilings")
+_ROTATED = 4
+"""Batches that a network looks at in turn."""
+_COMPARED = 64
+"""Clips on which a variant's answers are compared with the eager network's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is timed, and how."""
+
+    subject: Subject
+    manifest: Manifest | None = None
+    """Clips to decode, and to see what variants answer; None for noise, and no loading."""
+    parts: Sequence[Part] = PARTS
+    variants: Sequence[Variant] | None = None
+    """None for what is worth a look on the device."""
+    batch_size: int | None = None
+    """Clips a call of all variants; None for 8 on a CPU and 32 on a GPU."""
+    sweep: Sequence[int] = ()
+    """Further batch sizes of the eager network."""
+    step_batch_size: int | None = None
+    """Of training steps; None for the recipe's."""
+    workers: int = 0
+    """Processes that decode, of a second look at the loader and the whole way; 0 leaves it out."""
+    views: int = 1
+    """Clips that a video is scored by."""
+    machine: Machine = field(default_factory=Machine)
+    """The device."""
+    patience: Patience = field(default_factory=Patience)
+
+
+def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Results:
+    """Times what a plan names.
+
+    Args:
+        plan: what.
+        say: told what is being done, a line each.
+
+    Raises:
+        ValueError: for a variant that does not exist or not here, or a network that can't be made.
+    """
+    device = plan.machine.find()
+    chosen = tuple(plan.variants or variants.defaults(device))
+    variants.check(chosen, device)
+    clips = plan.batch_size or (32 if device.type == "cuda" else 8)
+    if min((clips, *plan.sweep)) < 1:
+        raise ValueError(f"a call is of at least one clip, got {clips} and {', '.join(map(str, plan.sweep))}")
+    looking = [_Looking.of(party, plan.manifest, device) for party in plan.subject.parties]
+    measured: list[Measurement] = []
+    noise: list[float] = []
+    notes: list[str] = []
+    clock = _clock(device)
+    if "inference" in plan.parts:
+        say(f"inference of {', '.join(one.party.name for one in looking)}: {clips} clips, {', '.join(chosen)}")
+        found, noise = _inference(looking, chosen, clips, plan, device, clock)
+        measured += found
+        for size in plan.sweep:
+            if size != clips:
+                say(f"inference: {size} clips")
+                measured += measure(
+                    [_contender(one, "eager", size) for one in looking], device=device, patience=plan.patience
+                )
+    student = looking[0]
+    dataset = None
+    if plan.manifest is not None and isinstance(student.spec, InputSpec):
+        dataset = ClipDataset(plan.manifest, {"student": student.spec})
+    if "loading" in plan.parts and dataset is not None:
+        say(f"loading, and the way from files to logits: {len(dataset)} clips of {plan.manifest.source}")  # type: ignore[union-attr]
+        best = _fastest([one for one in measured if one.party == student.party.name], clock)
+        variant: Any = best.variant if best is not None and best.clips == clips else "eager"
+        measured += _whole_way(student, dataset, variant, clips, plan, device)
+    if "steps" in plan.parts and plan.subject.recipe is not None and plan.manifest is not None:
+        say("steps of training")
+        measured += _steps(plan, device)
+    limits = []
+    if "ceilings" in plan.parts:
+        say("what this machine can do")
+        precisions = ["fp32", "bf16", *(["fp16"] if device.type == "cuda" else [])]
+        files = [] if dataset is None else [one.path for one in dataset.videos[:4] if one.path.is_file()]
+        limits = ceilings(device, precisions=precisions, files=files)
+    results = Results(
+        subject=plan.subject.named,
+        setting={
+            "environment": environment(),
+            "device": str(device),
+            "clock": clock,
+            "threads": torch.get_num_threads(),
+            "rounds": plan.patience.rounds,
+            "workers": plan.workers,
+            "list": None if plan.manifest is None else str(plan.manifest.source),
+            "clips": None if plan.manifest is None else len(plan.manifest.videos),
+            "backend": None if dataset is None else dataset.backend,
+        },
+        networks=[one.described(plan, dataset) for one in looking],
+        measurements=measured,
+        ceilings=limits,
+        noise=noise,
+    )
+    return replace(results, notes=[*notes, *bounds(results)])
+
+
+def bounds(results: Results) -> list[str]:
+    """What bounds the way from files to logits, and what would lift it, in sentences."""
+    ends = [one for one in results.measurements if one.stage == "end to end" and one.rounds]
+    if not ends:
+        return []
+    party = ends[0].party
+    loads = [one for one in results.measurements if one.stage == "load" and one.rounds]
+    inference = _fastest([one for one in results.measurements if one.party == party], "wall")
+    if not loads or inference is None:
+        return []
+    looks, reads = _rate(inference), _rate(loads[0])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    said = [
+        f"One process loads {reads:.1f} clips/s, and {party} ({inference.variant}) looks at {looks:.1f} clips/s: "
+        + ("loading is the limit" if reads < looks else "the network is the limit, if it is alone on the machine")
+        + "."
+    ]
+    if reads < looks:
+        workers = math.ceil(looks / reads)
+        if results.setting["device"] == "cpu":
+            said.append(
+                "They share the cores here: packed clips (`videokd data pack`, --format jpeg or raw) leave more of "
+                "them to the network."
+            )
+        elif workers <= cores:
+            said.append(f"It takes {workers} workers to keep it busy.")
+        else:
+            said.append(
+                f"It would take {workers} workers, and there are {cores} cores: pack the clips (`videokd data pack`, "
+                "--format jpeg or raw)."
+            )
+    return said
+
+
+def _clock(device: torch.device) -> Clock:
+    """One thread's work is counted in the time that it computes: what else runs on the machine does not count."""
+    if device.type == "cuda":
+        return "device"
+    return "cpu" if torch.get_num_threads() == 1 else "wall"
+
+
+@dataclass(frozen=True)
+class _Looking:
+    """A network that is to be timed."""
+
+    party: Party
+    spec: Any
+    model: Model[Any] | None
+    run: Runner | None
+    shape: tuple[int, ...]
+    """Of an exported network's frames; () of others."""
+    manifest: Manifest | None
+
+    @staticmethod
+    def of(party: Party, manifest: Manifest | None, device: torch.device) -> "_Looking":
+        if party.exported is not None:
+            run, shape = variants.of_file(party.exported)
+            return _Looking(party, None, None, run, shape, manifest)
+        assert party.build is not None
+        model = party.build().to(device).eval().requires_grad_(False)
+        if model.input is None or not model.has_logits:
+            raise ValueError(f"{party.name} tells no classes apart by what it sees or hears: it can't be timed so")
+        return _Looking(party, model.input, model, None, (), manifest)
+
+    def views(self, clips: int, count: int) -> list[View]:
+        """Noise."""
+        if self.model is not None:
+            return variants.random_views(self.model, clips=clips, count=count)
+        generator = torch.Generator().manual_seed(0)
+        shape = (clips, *self.shape[1:])
+        return [
+            Clip(
+                torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+                torch.arange(float(shape[1])).repeat(clips, 1),
+            )
+            for _ in range(count)
+        ]
+
+    def compared(self, clips: int) -> list[View]:
+        """What variants are compared on: real clips where there are some."""
+        count = max(1, math.ceil(_COMPARED / clips))
+        if self.manifest is None or not isinstance(self.spec, InputSpec) or self.model is None:
+            return self.views(clips, min(count, _ROTATED))
+        dataset = ClipDataset(self.manifest, {"student": self.spec})
+        source = batches(dataset, stages.Endless(len(dataset), clips, count), on_bad_video="skip")
+        return [
+            batch.clips["student"].to(self.model.device) for batch in source if len(batch.id) == clips
+        ] or self.views(clips, 1)
+
+    def described(self, plan: Plan, dataset: ClipDataset | None) -> Network:
+        model = self.model
+        if model is None:
+            assert self.party.exported is not None
+            size = self.party.exported.stat().st_size
+            shape = f"{self.shape[1]} frames, {self.shape[-1]} px" if self.shape else ""
+            return Network(
+                party=self.party.name, architecture=self.party.exported.suffix, input=shape, params=None, macs=None,
+                param_bytes=size, views=plan.views,
+            )  # fmt: skip
+        price = cost(model)
+        return Network(
+            party=self.party.name,
+            architecture=type(model.config).__name__,
+            input=_said(self.spec),
+            params=price.params,
+            macs=price.macs,
+            param_bytes=sum(one.nbytes for one in model.parameters()),
+            activation_bytes=_activation_bytes(model),
+            views=plan.views,
+            clip_seconds=_clip_seconds(self.spec, dataset),
+            accuracy=_accuracy(self.party.folder),
+        )
+
+
+def _inference(
+    looking: Sequence[_Looking],
+    chosen: Sequence[Variant],
+    clips: int,
+    plan: Plan,
+    device: torch.device,
+    clock: Clock,
+) -> tuple[list[Measurement], list[float]]:
+    """All variants of all networks against each other, and the first of them twice, for the noise."""
+    contenders = [
+        _contender(one, variant, clips)
+        for one in looking
+        for variant in (chosen if one.model is not None else ["eager"])
+    ]
+    contenders.append(_contender(looking[0], contenders[0].variant, clips))  # type: ignore[arg-type]
+    *found, again = measure(contenders, device=device, patience=plan.patience)
+    if not found[0].rounds or not again.rounds:
+        return found, []
+    first, second = (seconds_a_call(timed.rounds, clock) for timed in (found[0], again))
+    return found, [float(ratio) for ratio in second / first]
+
+
+def _contender(one: _Looking, variant: Variant, clips: int) -> Contender:
+    return Contender(
+        party=one.party.name,
+        stage="inference",
+        variant=variant,
+        clips=clips,
+        make=lambda: variants.Rotating(_runner(one, variant, clips), one.views(clips, _ROTATED)),
+        difference=lambda call: _difference(one, variant, clips, call),
+    )
+
+
+def _runner(one: _Looking, variant: Variant, clips: int) -> Runner:
+    if one.model is None:
+        assert one.run is not None
+        if len(one.shape) and one.party.exported is not None and clips != one.shape[0] and one.shape[0] != 1:
+            raise ValueError(f"{one.party.name} was exported for {one.shape[0]} clips, not {clips}")
+        return one.run
+    return variants.runner(one.model, variant, one.compared(clips) if variant == "int8" else one.views(clips, 1))
+
+
+def _difference(one: _Looking, variant: Variant, clips: int, call: Callable[[], object]) -> Difference | None:
+    if variant == "eager" or one.model is None:
+        return None
+    views = one.compared(clips)
+    eager = variants.runner(one.model, "eager", views)
+    assert isinstance(call, variants.Rotating)
+    said = [call.runner(view).float().cpu() for view in views]  # a graph's answer is overwritten by the next
+    return variants.difference(said, [eager(view).float().cpu() for view in views])
+
+
+def _whole_way(
+    one: _Looking, dataset: ClipDataset, variant: Variant, clips: int, plan: Plan, device: torch.device
+) -> list[Measurement]:
+    ready = partial(_runner, one, variant, clips)
+    contenders = stages.loading(dataset, clips=clips, device=device)
+    contenders.append(
+        stages.end_to_end(dataset, ready, party=one.party.name, variant=variant, clips=clips, device=device)
+    )
+    found = measure(contenders, device=device, patience=plan.patience)
+    if plan.workers:
+        seconds = max(plan.patience.rounds * plan.patience.turn_seconds, 1.0)
+        timed = partial(
+            stages.with_workers,
+            dataset,
+            party=one.party.name,
+            workers=plan.workers,
+            clips=clips,
+            seconds=seconds,
+            device=device,
+        )
+        found.append(timed(None, variant=variant))
+        found.append(timed(ready(), variant=variant))
+    return found
+
+
+def _steps(plan: Plan, device: torch.device) -> list[Measurement]:
+    recipe = plan.subject.recipe
+    assert recipe is not None
+    assert plan.manifest is not None
+    recipe = replace(recipe, machine=replace(recipe.machine, device=str(device)))
+    clips = plan.step_batch_size or recipe.data.batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = step_contenders(recipe, plan.manifest, folder=Path(folder), clips=clips)
+        # A step with its teacher may take long on a CPU.
+        return measure(
+            contenders, device=device, patience=replace(plan.patience, rounds=max(plan.patience.rounds // 2, 2))
+        )
+
+
+def _fastest(measured: Sequence[Measurement], clock: Clock) -> Measurement | None:
+    of = [one for one in measured if one.stage == "inference" and one.rounds]
+    return min(of, key=lambda one: float(seconds_a_call(one.rounds, clock).mean()) / one.clips, default=None)
+
+
+def _rate(measured: Measurement) -> float:
+    """Clips a second, over the whole time."""
+    return measured.clips * sum(one.calls for one in measured.rounds) / sum(one.wall for one in measured.rounds)
+
+
+def _said(spec: Any) -> str:
+    if not isinstance(spec, InputSpec):
+        return f"{spec.seconds:g} s of sound"
+    how = type(spec.sampling).__name__.lower()
+    every = f" every {spec.sampling.stride}" if isinstance(spec.sampling, Dense) else ""
+    return f"{spec.frames} frames, {how}{every}, {spec.size} px"
+
+
+def _clip_seconds(spec: Any, dataset: ClipDataset | None) -> float | None:
+    """Of video, that a clip spans; on average over the data's first videos where that hangs on them."""
+    if not isinstance(spec, InputSpec):
+        return float(spec.seconds)
+    if isinstance(spec.sampling, Timed):
+        return spec.frames / spec.sampling.fps
+    if dataset is None:
+        return None
+    indices = [dataset.read_of(number).index for number in range(min(4, len(dataset)))]
+    if isinstance(spec.sampling, Dense):
+        return fmean(min(spec.frames * spec.sampling.stride / one.fps, one.seconds) for one in indices)
+    return fmean(one.seconds for one in indices)
+
+
+def _accuracy(folder: Path | None) -> float | None:
+    path = None if folder is None else folder / "evaluation.json"
+    if path is None or not path.is_file():
+        return None
+    said: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return said.get("top1")
+
+
+@torch.no_grad()
+def _activation_bytes(model: nn.Module) -> int | None:
+    """What leaf layers read and write of one clip, in bytes."""
+    total = 0
+
+    def add(module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        nonlocal total
+        total += sum(one.nbytes for one in (*given, made) if isinstance(one, Tensor))
+
+    leaves = [one for one in model.modules() if not any(True for _ in one.children())]
+    hooks = [one.register_forward_hook(add) for one in leaves]
+    try:
+        model(model.blank())  # type: ignore[operator]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total or None

@@ -1,0 +1,279 @@
+"""Times things against each other: warmed up until they are stable, in rounds in which they take turns."""
+
+import gc
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from videokd.bench.results import Difference, Measurement, Round, Stage
+from videokd.bench.statistics import is_stable
+
+MOST_LATENCIES = 1000
+"""Of a measurement; a longer series is thinned out."""
+_AWAITED = 50
+"""Calls of a contender on a GPU that are awaited one by one, for their latencies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """What takes turns."""
+
+    party: str
+    stage: Stage
+    variant: str
+    clips: int
+    """Of a call."""
+    make: Callable[[], Callable[[], object]]
+    """Makes what is called; compiling, allocating, starting. On a GPU a call need not wait for its work."""
+    difference: Callable[[Callable[[], object]], Difference | None] = lambda call: None
+    """What its answers are beside those of the eager network, found once it is warm."""
+    close: Callable[[], None] = lambda: None
+    """Gives back what `make` took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to measure."""
+
+    rounds: int = 20
+    turn_seconds: float = 0.15
+    """A turn is as many calls as take this long, at least one."""
+    warm_up_seconds: float = 5.0
+    """At most, of a contender, after its first call."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 2 or self.turn_seconds <= 0 or self.warm_up_seconds < 0:
+            raise ValueError(
+                f"rounds are at least 2, turn-seconds above 0 and warm-up-seconds at least 0, got {self.rounds}, "
+                f"{self.turn_seconds} and {self.warm_up_seconds}"
+            )
+
+
+class Yardstick:
+    """A fixed piece of work, the same for ever: a convolution, a matrix product and a pass over memory. What a
+    contender takes is compared with what this takes at the same time, so that comparisons of two runs are of the code,
+    and not of what else the machine had to do. Whoever changes it changes the schema."""
+
+    def __init__(self, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._device = device
+        self._frames = self._random(8, 16, 56, 56, generator=generator).contiguous(memory_format=torch.channels_last)
+        self._kernel = self._random(32, 16, 3, 3, generator=generator)
+        self._matrix = self._random(384, 384, generator=generator)
+        self._long = self._random(2_000_000, generator=generator)
+
+    def _random(self, *shape: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator).to(self._device)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Does it once: some ten milliseconds of a core."""
+        for _ in range(4):
+            F.conv2d(self._frames, self._kernel, padding=1)
+            self._matrix @ self._matrix
+        self._long.mul(1.5).add_(1.0)
+
+
+@dataclass
+class _Warm:
+    """A contender that is ready for its turns."""
+
+    contender: Contender
+    call: Callable[[], object]
+    calls: int
+    """A turn."""
+    measured: Measurement
+    rounds: list[Round] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
+
+
+def measure(
+    contenders: Sequence[Contender],
+    *,
+    device: torch.device,
+    patience: Patience = Patience(),
+    yardstick: Callable[[], object] | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
+    """Times contenders against each other; one that fails (out of memory, what it can't do) has its error instead.
+
+    Args:
+        contenders: what takes turns. All of them are in memory at the same time.
+        device: whose work is timed.
+        patience: how long.
+        yardstick: work done before every turn; None makes a `Yardstick`.
+        advance: called after each contender's warm-up, and after each round.
+    """
+    watch = _Watch(device)
+    ruler = yardstick or Yardstick(device)
+    for _ in range(5):
+        ruler()
+    warm: list[_Warm] = []
+    found: dict[int, Measurement] = {}
+    for place, contender in enumerate(contenders):
+        ready = _warmed_up(contender, watch, patience)
+        if isinstance(ready, Measurement):
+            found[place] = ready
+        else:
+            warm.append(ready)
+        advance()
+    order = random.Random(1)
+    for _ in range(patience.rounds):
+        for one in order.sample(warm, k=len(warm)):
+            _turn(one, watch, ruler)
+        advance()
+    for one in warm:
+        if device.type == "cuda":
+            one.latencies = [watch.timed(one.call, 1).wall for _ in range(_AWAITED)]
+    for place, contender in enumerate(contenders):
+        if place not in found:
+            one = warm.pop(0)
+            found[place] = _finished(one)
+            contender.close()
+    return [found[place] for place in range(len(contenders))]
+
+
+@dataclass(frozen=True)
+class _Lap:
+    wall: float
+    cpu: float
+    device: float | None
+    each: list[float]
+
+
+class _Watch:
+    """The clocks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.on_gpu = device.type == "cuda"
+
+    def wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def timed(self, call: Callable[[], object], calls: int) -> _Lap:
+        self.wait()
+        events: tuple[Any, ...] = ()
+        if self.on_gpu:
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        each: list[float] = []
+        cpu, start = time.process_time(), time.perf_counter()
+        before = start
+        if events:
+            events[0].record()
+        for _ in range(calls):
+            call()
+            now = time.perf_counter()
+            each.append(now - before)
+            before = now
+        if events:
+            events[1].record()
+        self.wait()
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return _Lap(wall, cpu, events[0].elapsed_time(events[1]) / 1e3 if events else None, each)
+
+    def counts(self, lap: _Lap) -> float:
+        """Seconds on the clock that counts."""
+        return lap.cpu if lap.device is None else lap.device
+
+
+def _warmed_up(contender: Contender, watch: _Watch, patience: Patience) -> _Warm | Measurement:
+    empty = Measurement(party=contender.party, stage=contender.stage, variant=contender.variant, clips=contender.clips)
+    if watch.on_gpu:
+        torch.cuda.reset_peak_memory_stats(watch.device)
+    try:
+        started = time.perf_counter()
+        call = contender.make()
+        call()
+        watch.wait()
+        first = time.perf_counter() - started
+        seconds: list[float] = []
+        until = time.perf_counter() + patience.warm_up_seconds
+        while not is_stable(seconds) and time.perf_counter() < until:
+            seconds.append(watch.timed(call, 1).wall)
+        difference = contender.difference(call)
+    except (ValueError, RuntimeError, NotImplementedError, ImportError) as error:
+        contender.close()
+        return replace(empty, error=_said(error))
+    finally:
+        gc.collect()
+    peak = torch.cuda.max_memory_allocated(watch.device) if watch.on_gpu else None
+    a_call = min(seconds, default=first)
+    measured = replace(
+        empty,
+        first_call=first,
+        warm_up=1 + len(seconds),
+        is_stable=is_stable(seconds),
+        peak_device_bytes=peak,
+        resident_bytes=resident_bytes(),
+        difference=difference,
+    )
+    return _Warm(contender, call, max(1, math.ceil(patience.turn_seconds / max(a_call, 1e-7))), measured)
+
+
+def _turn(one: _Warm, watch: _Watch, ruler: Callable[[], object]) -> None:
+    # Before and after: what the machine did in between lies between them.
+    before = watch.counts(watch.timed(ruler, 1))
+    energy = _joules(watch.device)
+    lap = watch.timed(one.call, one.calls)
+    if energy is not None and (used := _joules(watch.device)) is not None:
+        one.joules.append((used - energy) / one.calls)
+    after = watch.counts(watch.timed(ruler, 1))
+    one.rounds.append(
+        Round(calls=one.calls, wall=lap.wall, cpu=lap.cpu, device=lap.device, yardstick=(before + after) / 2)
+    )
+    if not watch.on_gpu:
+        one.latencies += lap.each
+
+
+def _finished(one: _Warm) -> Measurement:
+    step = max(1, math.ceil(len(one.latencies) / MOST_LATENCIES))
+    return replace(
+        one.measured,
+        rounds=one.rounds,
+        latencies=one.latencies[::step],
+        joules=sum(one.joules) / len(one.joules) if one.joules else None,
+    )
+
+
+def _said(error: Exception) -> str:
+    """The error in a line; memory that ran out is told from all else."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return "out of memory"
+    return next(iter(text.strip().splitlines()), type(error).__name__)
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM; None where the system does not say."""
+    listed = Path("/proc/self/statm")
+    if sys.platform != "linux" or not listed.is_file():
+        return None
+    import resource
+
+    return int(listed.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
+def _joules(device: torch.device) -> float | None:
+    """What the GPU has used since its driver began; None where nothing says."""
+    if device.type != "cuda":
+        return None
+    with suppress(Exception):  # no pynvml, a GPU that does not count, a part of one
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    return None

@@ -1,0 +1,144 @@
+"""`videokd bench` and `videokd bench compare`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from videokd.bench.benchmark import PARTS, Part, Plan, benchmark
+from videokd.bench.comparing import COLUMNS as COMPARED
+from videokd.bench.comparing import compare as compare_results
+from videokd.bench.comparing import comparison_rows
+from videokd.bench.contenders import Patience
+from videokd.bench.derived import SPEED_COLUMNS, speed_rows
+from videokd.bench.results import read_results, write_results
+from videokd.bench.stages import chosen
+from videokd.bench.subjects import subject
+from videokd.bench.variants import Variant
+from videokd.cli.options import CONSOLE, HowToRead, ListOptions
+from videokd.clips.manifest import Manifest, is_url
+from videokd.machine import Machine
+from videokd.recipe import Recipe
+from videokd.report.speed import write_speed_page
+from videokd.report.tables import terminal_table
+
+
+def bench(
+    models: tyro.conf.Positional[tuple[str, ...]],
+    out: Path = Path("runs") / "bench",
+    data: str | None = None,
+    how: HowToRead = ListOptions(),  # frozen
+    split: str | None = None,
+    clips: int = 64,
+    parts: tuple[Part, ...] = PARTS,
+    variants: tuple[Variant, ...] | None = None,
+    batch_size: int | None = None,
+    sweep: tuple[int, ...] = (),
+    step_batch_size: int | None = None,
+    workers: int = 0,
+    views: int = 1,
+    threads: int | None = None,
+    device: str = "auto",
+    patience: Annotated[Patience, tyro.conf.arg(name="")] = Patience(),  # noqa: B008  # frozen
+    trust: tuple[str, ...] = (),
+) -> None:
+    """Times networks and all that is around them, and leaves bench.json, a page and plots.
+
+    Args:
+        models: Names of architectures (`videokd models`; torchvision/r2plus1d_18, hf/FOLDER), folders of runs or saved
+            models, exported files (.onnx, .pt2), or a recipe: a recipe or run brings its teachers.
+        out: Folder for the results.
+        data: Folder or list of videos to decode, in any form of data/README.md; the recipe's list if not given, and
+            noise where there is none.
+        how: How the list is read.
+        split: Which split of the list; the recipe's training split if not given.
+        clips: How many of its clips are read.
+        parts: What to time: inference, loading (and the way from files to logits), steps of training, and the ceilings
+            of this machine.
+        variants: Ways to run each network; what is worth a look here if not given.
+        batch_size: Clips a call; 8 on a CPU and 32 on a GPU if not given.
+        sweep: Further batch sizes, of the eager networks.
+        step_batch_size: Clips of a training step; the recipe's if not given.
+        workers: Processes that decode, for a second look at loading and the whole way.
+        views: Clips that a video is scored by, for the cost of a video.
+        threads: Of torch; all cores if not given. With one thread a CPU's seconds are those that the process computed,
+            which other work on the machine does not change.
+        device: "auto", "cpu", "cuda", "cuda:1"...
+        patience: How long to measure.
+        trust: Packages and modules of your own that a network is made by.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads are at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    about = subject(models, trust=trust)
+    manifest = _manifest(about.recipe, data, how, split, clips)
+    if manifest is None and about.recipe is not None:
+        CONSOLE.print(f"No list at {about.recipe.data.path}: networks see noise, and loading and steps are left out.")
+    plan = Plan(
+        subject=about,
+        manifest=manifest,
+        parts=parts,
+        variants=variants,
+        batch_size=batch_size,
+        sweep=sweep,
+        step_batch_size=step_batch_size,
+        workers=workers,
+        views=views,
+        machine=Machine(device=device),
+        patience=patience,
+    )
+    results = benchmark(plan, say=lambda line: CONSOLE.print(line, highlight=False))
+    out.mkdir(parents=True, exist_ok=True)
+    write_results(out / "bench.json", results)
+    write_speed_page([results], out / "bench.html")
+    CONSOLE.print(terminal_table(SPEED_COLUMNS, speed_rows(results), title=results.subject))
+    for note in results.notes:
+        CONSOLE.print(note, highlight=False)
+    CONSOLE.print(f"\nAll numbers: {out / 'bench.json'}; page: {out / 'bench.html'}", highlight=False)
+
+
+def compare(
+    old: tyro.conf.Positional[Path],
+    new: tyro.conf.Positional[Path],
+    max_regress: str = "5%",
+    across_machines: bool = False,
+) -> None:
+    """Compares two results of `videokd bench`; the exit code is 1 if something became slower than allowed.
+
+    Args:
+        old: The earlier bench.json, or its folder.
+        new: The later one.
+        max_regress: What is allowed, of the time of a call: "5%" or 0.05.
+        across_machines: Compare results of different machines all the same.
+    """
+    before, after = (read_results(one / "bench.json" if one.is_dir() else one) for one in (old, new))
+    found = compare_results(before, after, max_regress=_share(max_regress), across_machines=across_machines)
+    CONSOLE.print(terminal_table(COMPARED, comparison_rows(found), title=f"{old} to {new}"))
+    if found.regressed:
+        print(f"videokd: slower than {max_regress} allows", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _share(text: str) -> float:
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise ValueError(f"--max-regress is a share such as 5% or 0.05, not {text!r}") from error
+    if not 0 <= found < 10:
+        raise ValueError(f"--max-regress is a share such as 5% or 0.05, not {text!r}")
+    return found
+
+
+def _manifest(
+    recipe: Recipe | None, data: str | None, how: ListOptions, split: str | None, clips: int
+) -> Manifest | None:
+    """The clips that are read; None where there are none."""
+    if data is not None:
+        return chosen(how.read(data), split=split, clips=clips)
+    if recipe is None or not (is_url(recipe.data.path) or Path(recipe.data.path).exists()):
+        return None
+    whole = recipe.data.manifest()
+    return chosen(whole, split=split or recipe.data.train_split, clips=clips)
