@@ -153,9 +153,8 @@ def read_results(path: str | Path) -> Results:
         ValueError: if it is no such file, or one of another version.
         OSError: if it is not there.
     """
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        plain = json.loads(text)
+        plain = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     schema = plain.pop("schema", None) if isinstance(plain, dict) else None

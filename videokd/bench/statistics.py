@@ -1,11 +1,17 @@
-"""Medians, tails and ratios of noisy timings, with intervals."""
+"""Medians, tails and ratios of noisy timings, with intervals.
 
+Intervals are percentiles of the bootstrap: rounds are drawn again with replacement, and the median is taken of each
+draw. No distribution is assumed, and a seed makes the same figures of the same rounds. Of fewer rounds than
+`fewest_rounds` even the extremes miss the median more often than an interval may: theirs is too narrow.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from videokd.bench.results import Measurement, Round
 
@@ -13,11 +19,13 @@ Clock = Literal["cpu", "wall", "device"]
 """Which seconds count: what the process computed, what passed by, or what the GPU's stream took."""
 
 _RESAMPLED = 4000
+_RESAMPLED_AT_MOST = 20_000
+_FEWEST_CALLS, _STILL_FASTER = 6, 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its interval: of 95 %, where nothing else is said."""
 
     value: float
     low: float
@@ -33,7 +41,7 @@ class Summary:
     seconds: Interval
     """Of a call, by the clock that counts: median over rounds."""
     p50: float
-    """Of the wall seconds of single calls; so are p95 and p99."""
+    """Of the wall seconds of single calls; so are p95 and p99. NaN where single calls were not timed."""
     p95: float
     p99: float
     spread: float
@@ -42,16 +50,94 @@ class Summary:
 
 
 def seconds_a_call(rounds: Sequence[Round], clock: Clock) -> NDArray[np.float64]:
-    """Of each round."""
-    raise NotImplementedError
+    """Of each round.
+
+    Raises:
+        ValueError: if the clock is the GPU's and a round was not timed by it.
+    """
+    seconds = [getattr(one, clock) for one in rounds]
+    if None in seconds:
+        raise ValueError(f"the clock is {clock!r}, by which round {seconds.index(None) + 1} was not timed")
+    return np.asarray(np.array(seconds, dtype=np.float64) / [one.calls for one in rounds])
+
+
+def relative(rounds: Sequence[Round], clock: Clock) -> NDArray[np.float64]:
+    """Each round's seconds a call over the seconds of its yardstick.
+
+    A shared machine is faster in one hour than in the next. What slows the contender and the yardstick alike cancels,
+    so runs of different hours are compared by their code.
+    """
+    return np.asarray(seconds_a_call(rounds, clock) / [one.yardstick for one in rounds])
 
 
 def summary(measurement: Measurement, clock: Clock) -> Summary:
-    """Of a measurement that has rounds."""
-    raise NotImplementedError
+    """Of a measurement that has rounds.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    rounds = measurement.rounds
+    if not rounds:
+        raise ValueError(f"{measurement.name!r} has no rounds: {measurement.error or 'nothing was timed'}")
+    seconds = seconds_a_call(rounds, clock)
+    median = float(np.median(seconds))
+    calls = sum(one.calls for one in rounds)
+    p50, p95, p99 = np.percentile(measurement.latencies or [np.nan], [50, 95, 99]).tolist()
+    return Summary(
+        clips_per_second=measurement.clips * calls / sum(one.wall for one in rounds),
+        seconds=_interval(median, _medians(seconds, np.random.default_rng(0)), 0.95),
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        spread=float(np.median(np.abs(seconds - median))) / median,
+        calls=calls,
+    )
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> Interval:
     """one / other of interleaved rounds: the median of the rounds' ratios, which a drift of the machine does not
     touch, with a bootstrap interval over rounds."""
-    raise NotImplementedError
+    if len(one) != len(other) or not len(one):
+        raise ValueError(f"a ratio is of as many rounds of both, and of one at least, got {len(one)} and {len(other)}")
+    ratios = np.asarray(one, dtype=np.float64) / np.asarray(other, dtype=np.float64)
+    return _interval(float(np.median(ratios)), _medians(ratios, np.random.default_rng(0)), 0.95)
+
+
+def unpaired_ratio(new: ArrayLike, old: ArrayLike, *, level: float = 0.95) -> Interval:
+    """new / old of two runs whose rounds have nothing to do with each other: the ratio of their medians, with a
+    bootstrap interval that draws the rounds of both again."""
+    of_new, of_old = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
+    if not of_new.size or not of_old.size:
+        raise ValueError(f"a ratio is of one round of both at least, got {of_new.size} and {of_old.size}")
+    # Tails of narrow levels need more draws: ten beyond each end, as far as time allows.
+    draws = min(max(_RESAMPLED, round(20 / (1 - level))), _RESAMPLED_AT_MOST)
+    rng = np.random.default_rng(0)
+    ratios = _medians(of_new, rng, draws) / _medians(of_old, rng, draws)
+    return _interval(float(np.median(of_new) / np.median(of_old)), ratios, level)
+
+
+def fewest_rounds(level: float = 0.95) -> int:
+    """That an interval of the level needs: the median lies between the smallest and the largest of n rounds with
+    probability 1 - 2 / 2^n."""
+    return math.ceil(math.log2(2 / (1 - level)))
+
+
+def is_stable(seconds: Sequence[float]) -> bool:
+    """Whether the last calls have stopped becoming faster: the median of the last third lies at most 3 % under that of
+    the third before it. Of fewer than six calls nothing can be said, which counts as no."""
+    if len(seconds) < _FEWEST_CALLS:
+        return False
+    third = len(seconds) // 3
+    before, last = np.median(seconds[-2 * third : -third]), np.median(seconds[-third:])
+    return bool(last >= (1 - _STILL_FASTER) * before)
+
+
+def _medians(values: NDArray[np.float64], rng: np.random.Generator, draws: int = _RESAMPLED) -> NDArray[np.float64]:
+    """Of bootstrap draws: (draws,)."""
+    return np.asarray(np.median(rng.choice(values, size=(draws, len(values))), axis=1))
+
+
+def _interval(value: float, resampled: NDArray[np.float64], level: float) -> Interval:
+    outside = 100 * (1 - level) / 2
+    low, high = np.percentile(resampled, [outside, 100 - outside])
+    return Interval(value=value, low=float(low), high=float(high))

@@ -1,0 +1,219 @@
+"""Whether the code has become slower between two benchmarks.
+
+What is compared is the time of a call over that of the yardstick in the same round, since the machine's pace differs
+from run to run. A measurement is "slower" if two things hold. Its interval lies above 1: more than the rounds' noise.
+And the ratio itself lies above 1 + max_regress: more than what differs between two runs of the same code and does not
+show in their rounds, such as where memory was given. "same" needs the whole interval below 1 + max_regress; where
+neither is shown, more rounds or a quieter machine are needed, and the verdict is "can't tell".
+
+Of 40 measurements, two of 95 % intervals miss the truth by chance. So the intervals of n measurements are of the level
+0.95^(1/n) each [Šidák 1967]: all of them hold together in 95 % of comparisons, if they are independent, and in more if
+they are not. 20 measurements make the intervals half as wide again; twenty rounds pay for that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from videokd.bench.results import Measurement, Results
+from videokd.bench.statistics import Clock, Interval, fewest_rounds, relative, seconds_a_call, unpaired_ratio
+
+Verdict = Literal["slower", "faster", "same", "can't tell", "broken", "mended", "no figure", "only old", "only new"]
+"""slower, faster: by more than `max_regress`. same: at most `max_regress` slower. broken: it had figures before, now it
+has none; mended: the reverse; no figure: neither has any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A measurement of either result or of both."""
+
+    name: str
+    verdict: Verdict
+    old_seconds: float | None = None
+    """A call: the median over rounds, by the clock that counts, as it was measured."""
+    new_seconds: float | None = None
+    ratio: Interval | None = None
+    """new / old of the seconds a call over the yardstick's, with an interval of the comparison's level."""
+    note: str = ""
+    """Why there is no figure, or why it is to be doubted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two results beside each other."""
+
+    rows: Sequence[Row]
+    """In the old result's order; what only the new one has comes last."""
+    max_regress: float
+    level: float
+    """Of each interval, so that all of them hold together with 95 %."""
+    differs: Sequence[str] = ()
+    """Sentences on what else is not the same in both: a ratio may come from that."""
+
+    @property
+    def regressed(self) -> bool:
+        """Whether anything is slower, or has lost its figures."""
+        return any(row.verdict in ("slower", "broken") for row in self.rows)
+
+
+def compare(old: Results, new: Results, *, max_regress: float = 0.05, across_machines: bool = False) -> Comparison:
+    """Puts each measurement of the new result beside that of the same name in the old one.
+
+    Args:
+        old: the one that is held to be right.
+        new: the one that is judged.
+        max_regress: how much slower is let pass; 0.05 is 5 %.
+        across_machines: compare results of different processors, GPUs, devices or numbers of threads too. The yardstick
+            then stands for the whole difference between them, which it does roughly.
+
+    Raises:
+        ValueError: if the two were measured by different clocks, or on different machines and that is not asked for.
+    """
+    if max_regress < 0:
+        raise ValueError(f"max_regress must be at least 0 (0.05 is 5 %), got {max_regress}")
+    clock: Clock = _same_clock(old, new)
+    machines = _differences(_machine(old), _machine(new))
+    if machines and not across_machines:
+        raise ValueError(f"the results are not of the same machine and setting: {'; '.join(machines)}")
+    before, after = _by_name(old), _by_name(new)
+    level = 0.95 ** (1 / max(1, sum(_has_figures(before, after, name) for name in before)))
+    rows = []
+    for name in [*before, *(name for name in after if name not in before)]:
+        was, now = before.get(name), after.get(name)
+        if was is None or now is None:
+            rows.append(_lone(name, was, now, clock))
+        elif was.rounds and now.rounds:
+            rows.append(_compared(was, now, clock, max_regress=max_regress, level=level))
+        else:
+            rows.append(_failed(was, now, clock))
+    return Comparison(
+        rows=rows,
+        max_regress=max_regress,
+        level=level,
+        differs=[f"{one}." for one in (*machines, *_differences(_work(old), _work(new)))],
+    )
+
+
+COLUMNS = ("measurement", "old ms", "new ms", "new / old", "interval", "verdict", "note")
+
+
+def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """One row for each measurement, under `COLUMNS`. The ratio is not that of the two times beside it, where the
+    machine's pace has changed: it is of times over the yardstick's."""
+    rows: list[tuple[str, ...]] = []
+    for row in comparison.rows:
+        ratio = ("", "") if row.ratio is None else (f"{row.ratio.value:.3f}", _range(row.ratio))
+        rows.append((row.name, _ms(row.old_seconds), _ms(row.new_seconds), *ratio, row.verdict, row.note))
+    return rows
+
+
+def _same_clock(old: Results, new: Results) -> Clock:
+    """A yardstick by one clock says nothing of seconds by another."""
+    was, now = old.setting["clock"], new.setting["clock"]
+    if was != now:
+        raise ValueError(f"the results are not by the same clock: {was!r} before and {now!r} now")
+    clock: Clock = was
+    return clock
+
+
+def _machine(results: Results) -> dict[str, Any]:
+    environment = results.setting["environment"]
+    return {
+        "device": results.setting["device"],
+        "threads": results.setting["threads"],
+        "processor": environment["cpu"]["model"],
+        "GPU": ", ".join((environment["gpu"] or {"names": ["none"]})["names"]),
+    }
+
+
+def _work(results: Results) -> dict[str, Any]:
+    """What was measured, besides names; what is not known is left out."""
+    asked = {"subject": results.subject} | {
+        name: results.setting[name] for name in ("list", "format", "workers") if name in results.setting
+    }
+    packages = results.setting["environment"].get("packages", {})
+    return (
+        asked
+        | {f"{name}'s version": packages[name] for name in ("torch", "av") if name in packages}
+        | {f"the {one.party}'s network": f"{one.architecture}, {one.input}" for one in results.networks}
+    )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}: {old[name]!r} before and {new[name]!r} now" for name in old if name in new and old[name] != new[name]
+    ]
+
+
+def _by_name(results: Results) -> dict[str, Measurement]:
+    found = {one.name: one for one in results.measurements}
+    if len(found) < len(results.measurements):
+        names = [one.name for one in results.measurements]
+        raise ValueError(f"measurements of one name: {sorted({name for name in names if names.count(name) > 1})}")
+    return found
+
+
+def _has_figures(before: Mapping[str, Measurement], after: Mapping[str, Measurement], name: str) -> bool:
+    return bool(before[name].rounds and name in after and after[name].rounds)
+
+
+def _compared(was: Measurement, now: Measurement, clock: Clock, *, max_regress: float, level: float) -> Row:
+    ratio = unpaired_ratio(relative(now.rounds, clock), relative(was.rounds, clock), level=level)
+    rounds = min(len(was.rounds), len(now.rounds))
+    needed = fewest_rounds(level)
+    notes = [f"{rounds} rounds, at least {needed} are needed"] if rounds < needed else []
+    notes += ["was still becoming faster when it was timed"] if not (was.is_stable and now.is_stable) else []
+    return Row(
+        name=now.name,
+        verdict="can't tell" if rounds < needed else _verdict(ratio, max_regress),
+        old_seconds=_seconds(was, clock),
+        new_seconds=_seconds(now, clock),
+        ratio=ratio,
+        note="; ".join(notes),
+    )
+
+
+def _verdict(ratio: Interval, max_regress: float) -> Verdict:
+    limit = 1 + max_regress
+    if ratio.low > 1 and ratio.value > limit:
+        return "slower"
+    if ratio.high < 1 and ratio.value < 1 / limit:
+        return "faster"
+    return "same" if ratio.high <= limit else "can't tell"
+
+
+def _lone(name: str, was: Measurement | None, now: Measurement | None, clock: Clock) -> Row:
+    return Row(
+        name=name,
+        verdict="only old" if now is None else "only new",
+        old_seconds=_seconds(was, clock),
+        new_seconds=_seconds(now, clock),
+        note=next((one.error or "" for one in (was, now) if one is not None), ""),
+    )
+
+
+def _failed(was: Measurement, now: Measurement, clock: Clock) -> Row:
+    verdict: Verdict = "broken" if was.rounds else "mended" if now.rounds else "no figure"
+    return Row(
+        name=now.name,
+        verdict=verdict,
+        old_seconds=_seconds(was, clock),
+        new_seconds=_seconds(now, clock),
+        note=f"before: {was.error}" if verdict == "mended" else now.error or "nothing was timed",
+    )
+
+
+def _seconds(measurement: Measurement | None, clock: Clock) -> float | None:
+    if measurement is None or not measurement.rounds:
+        return None
+    return float(np.median(seconds_a_call(measurement.rounds, clock)))
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.4g}"
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
