@@ -37,7 +37,7 @@ def scores(
         axis: what the scores are.
         line: a score to compare all with, such as chance, and its name.
     """
-    figure, axes = _rows(len(each))
+    figure, axes = row_canvas(len(each))
     for row, (arm, values) in enumerate(each.items()):
         look, percent = looks[arm], 100 * np.array(values)
         spread = 0.12 * (np.arange(len(percent)) - (len(percent) - 1) / 2) if len(percent) > 1 else np.zeros(1)
@@ -71,7 +71,7 @@ def scores(
             axes.axvline(100 * value, color=FAINT, lw=1, ls=(0, (2, 2)))
             axes.annotate(name, (100 * value, -0.6), (4, 0), textcoords="offset points", color=FAINT, fontsize=8.5)
     axes.set_xlim(left, top + 0.16 * (top - left) + 1)
-    _names(axes, [looks[arm].title for arm in each])
+    row_names(axes, [looks[arm].title for arm in each])
     axes.set_xlabel(axis)
     return figure
 
@@ -85,7 +85,7 @@ def differences(found: Mapping[str, Mapping[str, Any]], looks: Looks, *, axis: s
         looks: of the arms.
         axis: what the differences are.
     """
-    figure, axes = _rows(len(found))
+    figure, axes = row_canvas(len(found))
     axes.axvline(0, color=FAINT, lw=1)
     for row, (arm, one) in enumerate(found.items()):
         look = looks[arm]
@@ -95,7 +95,7 @@ def differences(found: Mapping[str, Mapping[str, Any]], looks: Looks, *, axis: s
             ends = [100 * one["low"], 100 * one["high"]]
             axes.plot(ends, [row, row], color=look.light, lw=2.4, solid_capstyle="round")
         axes.plot([mean], [row], look.marker, color=look.light, ms=7.5, markeredgecolor=PAPER, mew=1)
-    _names(axes, [looks[arm].title for arm in found])
+    row_names(axes, [looks[arm].title for arm in found])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−").replace("+0", "0")))
     axes.set_xlabel(axis)
     axes.margins(x=0.08)
@@ -105,7 +105,7 @@ def differences(found: Mapping[str, Mapping[str, Any]], looks: Looks, *, axis: s
 @rc_context(STYLE)
 def over_cost(points: Mapping[str, tuple[float, float]], looks: Looks, *, axis: str, score: str) -> Figure:
     """Score over cost: arm -> (cost of one clip, share), with the line that no arm lies above."""
-    figure, axes = _canvas(WIDE, 3.5)
+    figure, axes = canvas(WIDE, 3.5)
     best, front = -math.inf, []
     for cost, value in sorted(points.values(), key=lambda point: (point[0], -point[1])):
         if value > best:
@@ -173,7 +173,7 @@ def curves(
         single: whether the runs are drawn at all.
         names: whether a legend is drawn.
     """
-    figure, axes = _canvas(width, height)
+    figure, axes = canvas(width, height)
     for arm, runs in lines.items():
         look = looks[arm]
         arrays = [(np.asarray(x, float), (100 if percent else 1) * np.asarray(y, float)) for x, y in runs]
@@ -216,7 +216,7 @@ def dumbbells(
     classes: Sequence[str], values: Mapping[str, Sequence[float | None]], looks: Looks, *, before: str, after: str
 ) -> Figure:
     """Classes as rows: a line from one arm's accuracy to another's, and the marks of further arms."""
-    figure, axes = _rows(len(classes), step=0.27)
+    figure, axes = row_canvas(len(classes), step=0.27)
     for row, (low, high) in enumerate(zip(values[before], values[after], strict=True)):
         if low is not None and high is not None:
             colour = looks[after if high >= low else before].light
@@ -226,7 +226,7 @@ def dumbbells(
         percent = [100 * value for value in each if value is not None]
         big = arm in (before, after)
         axes.plot(percent, rows, look.marker, color=look.light, ms=6.5 if big else 4, mew=0, label=look.title)
-    _names(axes, classes)
+    row_names(axes, classes)
     axes.set_xlim(-3, 103)
     axes.set_xlabel("accuracy of the class (%)")
     return figure
@@ -277,7 +277,7 @@ def heat(
 @rc_context(STYLE)
 def reliability(bins: Mapping[str, Sequence[tuple[float, float, float]]], looks: Looks, *, title: str) -> Figure:
     """How often an arm is right, over how sure it is: arm -> (confidence, accuracy, share of clips) of each bin."""
-    figure, axes = _canvas(SMALL, 3.0)
+    figure, axes = canvas(SMALL, 3.0)
     axes.plot([0, 100], [0, 100], color=FAINT, lw=1, ls=(0, (2, 2)))
     for arm, points in bins.items():
         look = looks[arm]
@@ -316,7 +316,7 @@ def bars(
         height: of the picture, in inches.
         names: whether a legend is drawn.
     """
-    figure, axes = _canvas(WIDE, height)
+    figure, axes = canvas(WIDE, height)
     scale = 100 if percent else 1
     arms = list(dict.fromkeys(arm for values in groups.values() for arm in values))
     step = 0.82 / max(len(arms), 1)
@@ -352,7 +352,7 @@ def bars(
 @rc_context(STYLE)
 def timeline(answers: Mapping[str, tuple[Sequence[float], Sequence[float]]], looks: Looks, *, chance: float) -> Figure:
     """Confidence in the true class over the seconds of a video: arm -> (seconds, probability)."""
-    figure, axes = _canvas(SMALL, 1.7)
+    figure, axes = canvas(SMALL, 1.7)
     axes.axhline(100 * chance, color=FAINT, lw=0.8, ls=(0, (2, 2)))
     for arm, (seconds, probability) in answers.items():
         look = looks[arm]
@@ -394,6 +394,32 @@ def cut(name: str, length: int = _LABEL) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
+def row_canvas(number: int, *, step: float = _ROW) -> tuple[Figure, Axes]:
+    """A canvas with a row for each name, the first on top."""
+    figure, axes = canvas(WIDE, step * number + 0.75)
+    axes.set_ylim(number - 0.45, -0.75 if step == _ROW else -0.6)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    return figure, axes
+
+
+def row_names(axes: Axes, names: Sequence[str]) -> None:
+    """Writes the rows' names beside them."""
+    axes.set_yticks(range(len(names)), [cut(name) for name in names])
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty picture of so many inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=LINE, labelcolor=INK)
+    return figure, axes
+
+
 def _cells(axes: Axes, matrix: NDArray[np.float64], *, percent: bool, top: float) -> None:
     # Rectangles and no picture: they take their colour from the page.
     for (row, column), value in np.ndenumerate(matrix):
@@ -405,27 +431,3 @@ def _cells(axes: Axes, matrix: NDArray[np.float64], *, percent: bool, top: float
         text = "–" if math.isnan(value) else f"{100 * value:.0f}" if percent else f"{value:.2f}"
         if matrix.shape[1] <= 12 and not (percent and text == "0"):
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5 if matrix.shape[1] > 8 else 8.5)
-
-
-def _rows(number: int, *, step: float = _ROW) -> tuple[Figure, Axes]:
-    """A canvas with a row for each name, the first on top."""
-    figure, axes = _canvas(WIDE, step * number + 0.75)
-    axes.set_ylim(number - 0.45, -0.75 if step == _ROW else -0.6)
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    return figure, axes
-
-
-def _names(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [cut(name) for name in names])
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=LINE, labelcolor=INK)
-    return figure, axes

@@ -27,7 +27,7 @@ from videokd.report.svg import css_name, drawn, inlined
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_report` left."""
+    """What was written."""
 
     page: Path
     markdown: Path
@@ -60,11 +60,33 @@ def write_report(
     Raises:
         ValueError: if a folder holds nothing to report, or a file of it is not what it should be.
     """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{out}: the report is a page, its name ends with .html")
+    check_name(out)
     chapters = [
         chapter(subject, videos=videos, machine=machine, trust=trust, advance=advance) for subject in subjects(folders)
     ]
+    written = write_chapters(chapters, out, note="Shares are per cent of clips, differences are points.")
+    advance()
+    return written
+
+
+def check_name(out: Path) -> None:
+    """Whether a page can be written under this name.
+
+    Raises:
+        ValueError: if not.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{out}: the report is a page, its name ends with .html")
+
+
+def write_chapters(chapters: Sequence[Chapter], out: Path, *, note: str = "") -> Written:
+    """Writes the page, the same as Markdown and as JSON, and the folder of pictures.
+
+    Args:
+        chapters: in the order of the page.
+        out: the page.
+        note: what its last line says of the numbers.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     pictures = out.with_name(f"{out.stem}_pictures")
     svgs = {
@@ -80,14 +102,13 @@ def write_report(
         missing=[missing for one in chapters for missing in one.missing],
         faults=[f"{film.id}: {film.fault}" for one in chapters for film in films_of(one) if film.fault],
     )
-    write_text(out, html(chapters, svgs))
+    write_text(out, html(chapters, svgs, note=note))
     text, files = markdown.rendered(chapters, svgs, folder=pictures.name)
     pictures.mkdir(exist_ok=True)
     for name, data in files.items():
         write_bytes(pictures / name, data)
     write_text(written.markdown, text)
     write_text(written.json, json.dumps(numbers(chapters), indent=1, ensure_ascii=False) + "\n")
-    advance()
     return written
 
 
@@ -119,7 +140,7 @@ def chapter(
     )
 
 
-def html(chapters: Sequence[Chapter], svgs: dict[tuple[int, str, int], str]) -> str:
+def html(chapters: Sequence[Chapter], svgs: dict[tuple[int, str, int], str], *, note: str = "") -> str:
     """The page. Whatever comes from outside (class names, paths) is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("videokd.report", "template"),
@@ -158,6 +179,7 @@ def html(chapters: Sequence[Chapter], svgs: dict[tuple[int, str, int], str]) -> 
         chapters=chapters,
         looks=looks,
         made=_made(),
+        note=note,
         title=" · ".join(one.title for one in chapters),
         script=Markup(script),  # ours
         script_hash=f"sha256-{digest}",

@@ -7,13 +7,13 @@ for (const button of document.querySelectorAll("table.sortable thead button")) {
   button.addEventListener("click", () => {
     const head = button.parentElement, place = head.cellIndex, body = head.closest("table").tBodies[0];
     const rows = [...body.rows], keys = new Map(rows.map(row => [row, sortKey(row.cells[place])]));
-    // Numbers begin with the largest, names with the first; what is unknown stays at the end.
-    const first = rows.some(row => typeof keys.get(row) === "number") ? "descending" : "ascending";
+    // Numbers begin with the largest, names with the first; what is unknown, or a word among numbers, stays at the end.
+    const numbers = rows.some(row => typeof keys.get(row) === "number"), first = numbers ? "descending" : "ascending";
     const other = { ascending: "descending", descending: "ascending" };
     const order = head.ariaSort === "none" || head.ariaSort === null ? first : other[head.ariaSort];
     for (const one of head.parentElement.cells) one.ariaSort = "none";
     head.ariaSort = order;
-    const unknown = row => keys.get(row) === "–";
+    const unknown = row => keys.get(row) === "–" || numbers && typeof keys.get(row) !== "number";
     rows.sort((a, b) => unknown(a) - unknown(b)
       || compare(keys.get(a), keys.get(b)) * (order === "ascending" ? 1 : -1));
     body.append(...rows);
