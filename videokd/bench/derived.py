@@ -69,8 +69,8 @@ def summaries(results: Results) -> dict[str, Summary]:
 
 def parties(results: Results) -> list[str]:
     """The student, if it was measured, and the teachers."""
-    named = [one.party for one in (*results.networks, *results.measurements) if one.party]
-    return sorted(dict.fromkeys(named), key=lambda party: party != STUDENT)
+    named = [one.party for one in results.networks] + [one.party for one in results.measurements]
+    return sorted(dict.fromkeys(party for party in named if party), key=lambda party: party != STUDENT)
 
 
 def speed_up(results: Results, measurement: Measurement, other: Measurement) -> Interval | None:

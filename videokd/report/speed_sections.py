@@ -1,0 +1,382 @@
+"""The sections of a benchmark's page, each made of what was measured, or named as missing."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from videokd.bench import derived
+from videokd.bench.results import Measurement, Results, Stage
+from videokd.bench.statistics import Interval, Summary
+from videokd.report import speed_figures
+from videokd.report.content import (
+    Block,
+    Cell,
+    Column,
+    Figures,
+    Look,
+    Missing,
+    Panel,
+    Plot,
+    Prose,
+    Section,
+    Span,
+    Table,
+    shown,
+)
+
+SAID: Mapping[Stage, str] = {"inference": "inference", "end to end": "from files to logits"}
+
+COMMAND = "videokd bench"
+_STEPS: tuple[Stage, ...] = ("training step", "online step", "stored step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A benchmark with what is derived from it."""
+
+    results: Results
+    looks: Mapping[str, Look]
+
+    @cached_property
+    def found(self) -> Mapping[str, Summary]:
+        """Of the measurements that did not fail."""
+        return derived.summaries(self.results)
+
+    @cached_property
+    def parties(self) -> list[str]:
+        """The student first."""
+        return derived.parties(self.results)
+
+    def rate(self, one: Measurement) -> float:
+        """Clips per second."""
+        return self.found[one.name].clips_per_second
+
+    def at(self, stage: Stage) -> list[Measurement]:
+        """Those of a stage that did not fail."""
+        return [one for one in self.results.measurements if one.stage == stage and one.name in self.found]
+
+    def failed(self, *of: Stage) -> list[str]:
+        """Sentences' parts on those that have no figure."""
+        return [
+            f"{one.name} ({one.error or 'not measured'})"
+            for one in self.results.measurements
+            if one.name not in self.found and one.stage in of
+        ]
+
+    def lead(self) -> Measurement | None:
+        """What the page begins with: the student's fastest way from files to logits, or its fastest inference."""
+        for party in self.parties:
+            stages: tuple[Stage, ...] = ("end to end", "inference", *_STEPS)
+            for stage in stages:
+                if (best := derived.fastest(self.results, self.found, party, stage)) is not None:
+                    return best
+        return None
+
+    def speed_ups(self, one: Measurement) -> dict[str, Interval]:
+        """Teacher -> how many times as fast `one` is under the same setting."""
+        found = {}
+        for other in self.results.measurements:
+            if one.party == derived.STUDENT and derived.student_of(self.results, other) is one:
+                factor = derived.speed_up(self.results, one, other)
+                if factor is not None:
+                    found[other.party] = factor
+        return found
+
+
+def answer(bench: Bench) -> Section | Missing:
+    """How fast, how many times as fast, and what bounds it."""
+    if not bench.found:
+        return Missing(title="Rates", why="no measurement has a figure", command=COMMAND)
+    blocks: list[Block] = [Figures(items=_large(bench))]
+    if bench.results.notes:
+        blocks.append(Prose(items=list(bench.results.notes)))
+    of_parties = [one for one in bench.results.measurements if one.party]
+    settings = list(dict.fromkeys((one.stage, one.variant, one.clips) for one in of_parties))
+    teachers = [party for party in bench.parties if party != derived.STUDENT]
+    columns = [Column(title="stage", kind="name"), Column(title="variant", kind="name")]
+    columns += [Column(title="clips a call", kind="count")]
+    columns += [Column(title=f"{party}, clips/s") for party in bench.parties]
+    note = "how many times the teacher's clips/s; median of the rounds' ratios, 95 % interval"
+    columns += [Column(title=f"student over {party}", note=note) for party in teachers]
+    rows: list[list[Cell]] = []
+    for stage, variant, clips in settings:
+        same = {one.party: one for one in of_parties if (one.stage, one.variant, one.clips) == (stage, variant, clips)}
+        row: list[Cell] = [stage, variant, clips]
+        for party in bench.parties:
+            other = same.get(party)
+            row.append(None if other is None else bench.rate(other) if other.name in bench.found else why(other))
+        student = same.get(derived.STUDENT)
+        factors = {} if student is None else bench.speed_ups(student)
+        row += [_span(factors.get(party)) for party in teachers]
+        rows.append(row)
+    if rows:
+        blocks.append(Table(columns=columns, rows=rows, note="A dash was not measured, or has nothing beside it."))
+    return Section(
+        name="answer",
+        title="Result",
+        lead="Clips per second, all work done, and what bounds them.",
+        blocks=blocks,
+    )
+
+
+def _large(bench: Bench) -> list[tuple[str, str, str]]:
+    best = bench.lead()
+    items = []
+    for party in bench.parties:
+        if best is None:
+            break
+        mine = derived.fastest(bench.results, bench.found, party, best.stage)
+        if mine is not None:
+            what = f"clips/s of {party}, {SAID.get(best.stage, best.stage)}"
+            items.append((shown(bench.rate(mine), "number"), what, f"at its fastest: {under(mine)}"))
+    if best is None:
+        return items
+    for party, factor in bench.speed_ups(best).items():
+        sure = f"95 % interval {shown(factor.low, 'number')} to {shown(factor.high, 'number')}, both {under(best)}"
+        items.append((f"{shown(factor.value, 'number')}×", f"the rate of {party}", sure))
+    video = derived.real_time(bench.results, bench.found, best)
+    if video is not None:
+        items.append((f"{shown(video, 'number')}×", "real time", f"seconds of video a second, {best.party}"))
+    return items
+
+
+def throughput(bench: Bench) -> Section | None:
+    """Clips per second over clips a call."""
+    panels, drawn = [], []
+    of_stages: tuple[Stage, ...] = ("inference", "end to end", "load")
+    for stage in of_stages:
+        series = []
+        keys = dict.fromkeys((one.party, one.variant) for one in bench.at(stage))
+        for party, variant in keys:
+            each = sorted(
+                (one for one in bench.at(stage) if (one.party, one.variant) == (party, variant)),
+                key=lambda one: one.clips,
+            )
+            series.append(
+                speed_figures.Series(
+                    arm=party, variant=variant, x=[one.clips for one in each], y=[bench.rate(one) for one in each]
+                )
+            )
+        if len({x for one in series for x in one.x}) < 2:
+            continue
+        said = "; ".join(
+            f"{one.arm} {one.variant} {shown(one.y[0], 'number')} at {one.x[0]:g} to {shown(one.y[-1], 'number')} at "
+            f"{one.x[-1]:g}"
+            for one in series
+        )
+        panels.append(
+            Panel(figure=speed_figures.over_clips(series, bench.looks, title=stage), said=f"{stage}, clips/s: {said}")
+        )
+        drawn.append(stage)
+    if not panels:
+        return None
+    failed = bench.failed(*drawn)
+    left = f" Not drawn: {'; '.join(failed)}." if failed else ""
+    return Section(
+        name="throughput",
+        title="Rate over clips a call",
+        lead="Whether a larger batch would still help.",
+        blocks=[
+            Plot(
+                name="throughput",
+                caption="Higher is better. Where a line is flat, the machine is busy and a larger batch only makes its "
+                f"clips wait; where it still rises, each call has a price of its own.{left}",
+                panels=panels,
+                arms=[party for party in bench.parties if party in bench.looks],
+            )
+        ],
+    )
+
+
+def stages(bench: Bench) -> Section | Missing:
+    """Where the time of the way from files to logits goes."""
+    ends = bench.at("end to end")
+    found = [one for end in ends if (one := derived.stages(bench.results, bench.found, end)) is not None]
+    if not found:
+        why = "it takes the whole way from files to logits, loading and inference under the same setting"
+        return Missing(title="Stages", why=why, command=COMMAND)
+    by_party = [[one for one in found if one.end.party == party] for party in bench.parties]
+    fastest = [min(of, key=lambda one: one.seconds) for of in by_party if of]
+    panels = []
+    for best in fastest:
+        party = best.end.party
+        parts = {str(stage): 1000 * seconds for stage, seconds in best.parts.items()}
+        figure = speed_figures.waterfall(
+            parts, 1000 * best.seconds, bench.looks[party], title=f"{party}, {under(best.end)}"
+        )
+        said = ", ".join(f"{stage} {shown(ms, 'number')}" for stage, ms in parts.items())
+        whole = f"end to end {shown(1000 * best.seconds, 'number')}"
+        panels.append(Panel(figure=figure, said=f"ms a clip of {party}: {said}, {whole}"))
+    every = list(dict.fromkeys(stage for one in found for stage in one.parts))
+    columns = [
+        Column(title="party", kind="arm"),
+        Column(title="variant", kind="name"),
+        Column(title="clips a call", kind="count"),
+        *(Column(title=f"{stage}, ms") for stage in every),
+        Column(title="end to end, ms"),
+        Column(title="parts / whole %", kind="share", note="above 100 they overlap"),
+        Column(title="longest / whole %", kind="share", note="at 100 this part alone bounds the rate"),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            one.end.party,
+            one.end.variant,
+            one.end.clips,
+            *(1000 * one.parts[stage] if stage in one.parts else None for stage in every),
+            1000 * one.seconds,
+            one.explained,
+            one.parts[one.longest] / one.seconds,
+        ]
+        for one in found
+    ]
+    return Section(
+        name="stages",
+        title="Stages",
+        lead="What each part of the way takes alone, beside what the whole way takes.",
+        blocks=[
+            Plot(
+                name="stages",
+                caption="Milliseconds a clip, of each party's fastest setting; the parts were measured alone. Parts "
+                "that reach as far as the whole explain it. Where the whole is shorter than their sum, they overlap, "
+                "and the longest part bounds the rate; where it is longer, something is in none of them.",
+                panels=panels,
+            ),
+            Prose(items=[_explained(one) for one in fastest]),
+            Table(title="All settings", folded=True, columns=columns, rows=rows),
+        ],
+    )
+
+
+def _explained(one: derived.Stages) -> str:
+    parts = f"{begun(one.end.party)}, {under(one.end)}: the parts' sum is {shown(one.explained, 'ratio')} of the whole"
+    longest = f"the longest, {one.longest}, is {shown(one.parts[one.longest] / one.seconds, 'ratio')}"
+    return f"{parts}; {longest}."
+
+
+def latency(bench: Bench) -> Section | Missing:
+    """How long single calls take, tails and all."""
+    timed = [one for one in bench.at("inference") + bench.at("end to end") if one.latencies]
+    if not timed:
+        return Missing(title="Latency", why="no single calls were timed", command=COMMAND)
+    panels, shown_of = [], []
+    for stage in ("inference", "end to end"):
+        of = [one for one in timed if one.stage == stage]
+        if not of:
+            continue
+        fewest = min(one.clips for one in of)
+        each = [
+            (one.party, one.variant, [1000 * seconds for seconds in one.latencies]) for one in of if one.clips == fewest
+        ]
+        clips = f"{fewest} clip{'s' * (fewest > 1)} a call"
+        said = "; ".join(
+            f"{party} {variant} {shown(float(np.median(ms)), 'number')}, 99 % below "
+            f"{shown(float(np.percentile(ms, 99)), 'number')}"
+            for party, variant, ms in each
+        )
+        figure = speed_figures.calls(each, bench.looks, title=f"{stage}, {clips}")
+        panels.append(Panel(figure=figure, said=f"{stage}, ms a call, {clips}: medians {said}"))
+        shown_of += [one.party for one in of if one.clips == fewest]
+    return Section(
+        name="latency",
+        title="Latency",
+        lead="How long one waits for an answer. A mean hides the slow calls, so every call is drawn.",
+        blocks=[
+            Plot(
+                name="latency",
+                caption="Further left is better, and narrower. Each dot is a call that was awaited, of the smallest "
+                "number of clips; the thick mark is the median, the thin ones are the times that 95 % and 99 % of the "
+                "calls stay below. Of many calls, some are drawn, the fastest and the slowest among them.",
+                panels=panels,
+                arms=[party for party in bench.parties if party in shown_of],
+            )
+        ],
+    )
+
+
+def everything(bench: Bench) -> Section | Missing:
+    """All measurements, those that failed among them."""
+    results = bench.results
+    if not results.measurements:
+        return Missing(title="All measurements", why="nothing was measured", command=COMMAND)
+    columns = [
+        Column(title="party", kind="arm", note="a dash belongs to no network"),
+        Column(title="stage", kind="name"),
+        Column(title="variant", kind="name"),
+        Column(title="clips a call", kind="count"),
+        Column(title="clips/s", note="all clips over all wall seconds"),
+        Column(title="p50 ms", note="of single calls, each awaited; so are p95 and p99"),
+        Column(title="p95 ms"),
+        Column(title="p99 ms"),
+        Column(title="spread %", kind="share", note="median absolute deviation of the rounds over their median"),
+        Column(title="peak of GPU, bytes", kind="size"),
+        Column(title="of process, bytes", kind="size", note="resident after the measurement"),
+        Column(title="first call, s"),
+        Column(title="warm-up calls", kind="count"),
+        Column(title="same top-1 %", kind="share", note="clips with the same class as in fp32"),
+        Column(title="off fp32 %", kind="share", note="root mean square of the logits' differences over theirs"),
+        Column(title="J/clip", note="energy of the GPU"),
+        Column(title="no figure, since", kind="name"),
+    ]
+    rows: list[list[Cell]] = []
+    for one in results.measurements:
+        said = bench.found.get(one.name)
+        numbers: list[Cell] = [None] * 5
+        if said is not None:
+            tails = [_known_ms(seconds) for seconds in (said.p50, said.p95, said.p99)]
+            numbers = [said.clips_per_second, *tails, said.spread]
+        rows.append(
+            [
+                one.party or None,
+                one.stage,
+                one.variant,
+                one.clips,
+                *numbers,
+                one.peak_device_bytes,
+                one.resident_bytes,
+                one.first_call,
+                one.warm_up or None,
+                None if one.difference is None else one.difference.top1_agreement,
+                None if one.difference is None else one.difference.relative,
+                None if one.joules is None else one.joules / one.clips,
+                None if said is not None else why(one),
+            ]
+        )
+    columns, rows = known(columns, rows)
+    return Section(
+        name="measurements",
+        title="All measurements",
+        lead="Everything that was timed, and what could not be.",
+        blocks=[Table(columns=columns, rows=rows)],
+    )
+
+
+def under(one: Measurement) -> str:
+    """The setting of a measurement, in words."""
+    return f"{one.variant}, {one.clips} clip{'s' * (one.clips > 1)} a call"
+
+
+def known(columns: list[Column], rows: list[list[Cell]]) -> tuple[list[Column], list[list[Cell]]]:
+    """Without the columns that have nothing."""
+    kept = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
+    return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def _known_ms(seconds: float) -> float | None:
+    return 1000 * seconds if math.isfinite(seconds) else None
+
+
+def why(one: Measurement) -> str:
+    """Why there is no figure."""
+    return one.error or "not measured"
+
+
+def _span(found: Interval | None) -> Span | None:
+    return None if found is None else Span(found.value, found.low, found.high)
+
+
+def begun(party: str) -> str:
+    """A party as the beginning of a sentence."""
+    return "The student" if party == derived.STUDENT else party
