@@ -257,12 +257,11 @@ def _inference(
     clock: Clock,
 ) -> tuple[list[Measurement], list[float]]:
     """All variants of all networks against each other, and the first of them twice, for the noise."""
-    contenders = [
-        _contender(one, variant, clips)
-        for one in looking
-        for variant in (chosen if one.model is not None else ["eager"])
-    ]
-    contenders.append(_contender(looking[0], contenders[0].variant, clips))  # type: ignore[arg-type]
+    only: tuple[Variant, ...] = ("eager",)
+    each: list[tuple[_Looking, Variant]] = []
+    for one in looking:
+        each += [(one, variant) for variant in (chosen if one.model is not None else only)]
+    contenders = [_contender(one, variant, clips) for one, variant in [*each, each[0]]]
     *found, again = measure(contenders, device=device, patience=plan.patience)
     if not found[0].rounds or not again.rounds:
         return found, []
