@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +29,7 @@ from videokd.evaluate import predict
 from videokd.models import CompactShift, MelNetwork, ModelConfig, VideoModel, save_model
 from videokd.predict import (
     Caption,
+    Timeline,
     TimelineOptions,
     clock,
     draw,
@@ -159,6 +160,9 @@ def test_several_labels_have_a_probability_each(drawn_set: Path) -> None:
     logits = predict(model, ClipDataset(videos, {"student": SPEC})).logits
     found = predict_videos(model, videos, several_labels=True)
     assert torch.equal(found.videos[0].probabilities, logits.double().sigmoid()[0])
+    path = manifest.videos[0].path
+    over_time = timeline(model, one(path), scan(path), several_labels=True)
+    assert np.array_equal(over_time.raw, found.videos[0].probabilities[None].numpy())
 
 
 def test_a_model_that_listens_says_what_it_hears(noisy_set: Path) -> None:
@@ -200,6 +204,11 @@ def test_videos_that_can_not_be_read_are_named_and_the_others_done(drawn_set: Pa
         predict_videos(model, videos)
     none = predict_videos(model, listed(broken), on_bad_video="skip")
     assert (none.videos, len(none.skipped)) == ((), 1)
+    # Nor is one that its list says can't be read.
+    named = replace(manifest, videos=(replace(good, error="it was too long to be packed"), *manifest.videos[1:3]))
+    found = predict_videos(model, named, on_bad_video="skip")
+    assert [prediction.video for prediction in found.videos] == list(named.videos[1:])
+    assert found.skipped == (str(VideoError(good.path, "it was too long to be packed")),)
 
 
 # Windows, curve, segments.
@@ -365,6 +374,38 @@ def test_segments_by_hand() -> None:
     assert [one.name for one in segments(curve, edges, ["a", "b", "c"], min_seconds=100)] == ["c"]
 
 
+def test_a_timeline_has_the_segments_of_its_smoothed_curve_by_its_options(long_video: Path) -> None:
+    model = Brightness().build(tuple(LEVELS))
+    found = timeline(
+        model, one(long_video), scan(long_video), TimelineOptions(smooth=3.0, threshold=0.85, min_seconds=1.5)
+    )
+    curve = smoothed(found.raw, found.centres, found.edges, seconds=3.0)
+    assert np.array_equal(found.probabilities, curve)
+    assert found.segments == segments(curve, found.edges, found.classes, threshold=0.85, min_seconds=1.5)
+    assert {segment.is_sure for segment in found.segments} == {True, False}
+    plain = timeline(model, one(long_video), scan(long_video))
+    assert np.array_equal(plain.probabilities, plain.raw)
+    assert len(plain.segments) > len(found.segments)
+
+
+def test_a_caption_is_of_the_segment_that_is_on_and_as_likely_as_just_then(long_video: Path) -> None:
+    edges, curve = np.array([0.0, 2.0, 3.0, 5.0]), np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
+    found = Timeline(
+        video=one(long_video),
+        index=scan(long_video),
+        classes=("a", "b"),
+        window=2.0,
+        centres=np.array([1.0, 2.5, 4.0]),
+        edges=edges,
+        raw=curve,
+        probabilities=curve,
+        segments=segments(curve, edges, ["a", "b"], threshold=0.75),
+    )
+    first, second, third = Caption("a", 0.9), Caption("a", 0.6), Caption("unsure", 0.7, is_sure=False)
+    moments = {0.0: first, 1.9: first, 2.0: second, 2.9: second, 3.0: third, 4.9: third, 5.0: third, 9.0: third}
+    assert {seconds: found.caption_at(seconds) for seconds in moments} == moments
+
+
 def test_segments_cover_the_video_whatever_it_shows() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -435,9 +476,38 @@ def test_a_copy_keeps_frame_times_that_vary(tmp_path: Path) -> None:
 def test_a_copy_of_a_broadcast_begins_at_its_beginning(tmp_path: Path) -> None:
     source = film(tmp_path / "late.ts", [100] * 10)
     assert scan(source).times[0] > 0
-    draw(source, tmp_path / "copy.mp4", said, index=scan(source))
+    asked: list[float] = []
+
+    def caption(seconds: float) -> Caption:
+        asked.append(seconds)
+        return said(seconds)
+
+    draw(source, tmp_path / "copy.mp4", caption, index=scan(source))
     found = scan(tmp_path / "copy.mp4").times
     assert found == pytest.approx(scan(source).times - scan(source).times[0], abs=1e-9)
+    assert asked == pytest.approx(found.tolist())
+
+
+def test_sound_of_a_broadcast_stays_with_its_pictures(tmp_path: Path) -> None:
+    source = tmp_path / "late.ts"
+    with (
+        av.open(write_noisy(tmp_path / "noisy.ts")) as early,
+        av.open(source, "w", options={"output_ts_offset": "5"}) as late,
+    ):
+        streams = {one.index: late.add_stream_from_template(one) for one in (early.streams[0], early.streams[1])}
+        for packet in early.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                late.mux(packet)
+    draw(source, tmp_path / "copy.mp4", said, index=scan(source))
+    delays = []
+    for path in (source, tmp_path / "copy.mp4"):
+        with av.open(path) as container:
+            first = sound_of(path)[0][0]
+            assert first is not None
+            delays.append(float(first * container.streams.audio[0].time_base) - float(scan(path).times[0]))
+    assert scan(source).times[0] > 4
+    assert delays[1] == pytest.approx(delays[0], abs=0.001)
 
 
 def test_a_copy_shows_the_video_with_what_is_said_of_it(tmp_path: Path) -> None:
@@ -457,6 +527,18 @@ def test_a_copy_shows_the_video_with_what_is_said_of_it(tmp_path: Path) -> None:
     draw(large, tmp_path / "large copy.mp4", said, index=scan(large))
     pictures = read(tmp_path / "large copy.mp4", [1]).frames[0].float(), read(large, [1]).frames[0].float()
     assert (pictures[0] - pictures[1])[:, 50:500, 50:].abs().max() < 6
+
+
+def test_a_label_that_has_no_room_is_cut_short(tmp_path: Path) -> None:
+    source = film(tmp_path / "video.mp4", [100] * 5, size=(240, 320))
+    strips = []
+    for label in ("a", "W" * 200):
+        copy = tmp_path / f"{len(label)}.mp4"
+        draw(source, copy, lambda _, label=label: Caption(label, 0.5), index=scan(source))  # type: ignore[misc]
+        strips.append(read(copy, [2]).frames[0, :, 200:].float())
+    differs = (strips[0] - strips[1]).abs().amax(dim=(0, 1))
+    assert differs[60:240].amax() > 100
+    assert differs[-40:].amax() < 50  # the probability is not written over
 
 
 @pytest.mark.parametrize(
@@ -484,15 +566,15 @@ def test_sound_that_an_mp4_can_not_hold_is_left_out_with_a_word(tmp_path: Path) 
 
 
 def test_a_copy_that_can_not_be_made_leaves_nothing(tmp_path: Path) -> None:
-    source = film(tmp_path / "video.mp4", [100] * 40)
+    source = film(tmp_path / "video.mp4", [100] * 120)
     index = scan(source)
     with pytest.raises(ValueError, match=r"video\.mp4 is the video itself"):
         draw(source, tmp_path / "sub" / ".." / "video.mp4" if (tmp_path / "sub").mkdir() else source, said, index=index)
     (tmp_path / "there.mp4").touch()
     with pytest.raises(ValueError, match=r"there\.mp4 is there already"):
         draw(source, tmp_path / "there.mp4", said, index=index)
-    short = film(tmp_path / "short.mp4", [100] * 4)
-    with pytest.raises(VideoError, match="4 of the 40 frames that are wanted"):
+    short = film(tmp_path / "short.mp4", [100] * 80)  # long enough for something to be written
+    with pytest.raises(VideoError, match="80 of the 120 frames that are wanted"):
         draw(short, tmp_path / "copy.mp4", said, index=index)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.mp4", "sub", "there.mp4", "video.mp4"]
 
@@ -562,6 +644,72 @@ def test_predict_makes_timelines_plots_and_copies(
     assert set(rows[0]) == {"path", "start", "end", "class", "confidence"}
 
 
+def test_what_is_unsure_is_called_so_in_every_form(
+    long_video: Path, planted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = (planted, long_video, *TRUST, "--timeline", "--threshold", "1")
+    assert run(*command, "--format", "json") == 0
+    (video,) = json.loads(capsys.readouterr().out)["videos"]
+    assert {one["class"] for one in video["segments"]} == {"unsure"}
+    assert {one["likeliest"] for one in video["segments"]} >= {"dark", "bright"}
+    assert video["curve"]["smoothed"] is None
+    assert run(*command, "--format", "csv") == 0
+    assert {row["class"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))} == {"unsure"}
+    assert run(*command) == 0
+    assert "unsure (bright)" in capsys.readouterr().out
+
+
+def test_views_and_several_labels_are_those_of_the_command(
+    long_video: Path, planted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, classes = Brightness().build(tuple(LEVELS)), tuple(LEVELS)
+    command = (planted, long_video, *TRUST, "--several-labels", "--format", "json")
+    assert run(*command, "--temporal", "2", "--spatial", "3") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["views"] == {"temporal": 2, "spatial": 3, "average": "probabilities"}
+    grid = ViewGrid(temporal=2, spatial=3)
+    expected = predict_videos(model, listed(long_video), grid=grid, several_labels=True).videos[0].top(classes, 3)
+    assert [(one["class"], one["probability"]) for one in found["videos"][0]["top"]] == expected
+    assert run(*command, "--timeline") == 0
+    (video,) = json.loads(capsys.readouterr().out)["videos"]
+    over_time = timeline(model, one(long_video), scan(long_video), several_labels=True)
+    assert video["curve"]["probabilities"] == over_time.raw.tolist()
+
+
+def test_copies_of_videos_that_differ_in_their_suffix_alone_have_names_of_their_own(
+    planted: Path, tmp_path: Path
+) -> None:
+    videos = [film(tmp_path / "same.mp4", [230] * 10), film(tmp_path / "same.avi", [20] * 10, codec="mpeg4")]
+    assert run(planted, *videos, *TRUST, "--format", "json", "--draw", tmp_path / "copies") == 0
+    assert sorted(path.name for path in (tmp_path / "copies").iterdir()) == ["same.avi.mp4", "same.mp4.mp4"]
+
+
+def test_a_copy_says_the_likeliest_class_and_one_that_can_not_be_made_is_named(
+    long_video: Path,
+    planted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Caption] = []
+
+    def broken(path: Path, out: Path, caption: Callable[[float], Caption], **more: Any) -> None:
+        asked.append(caption(0.0))
+        raise VideoError(path, "it breaks off")
+
+    monkeypatch.setattr("videokd.cli.predicting.draw_copy", broken)
+    command = (planted, long_video, *TRUST, "--format", "json", "--draw", tmp_path / "copy.mp4")
+    assert run(*command) == 1
+    found = json.loads(capsys.readouterr().out)
+    best = found["videos"][0]["top"][0]
+    assert asked == [Caption(best["class"], best["probability"])]
+    assert found["skipped"] == [str(VideoError(long_video, "it breaks off"))]
+    assert run(*command, "--timeline") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert asked[1] == Caption("dark", max(found["videos"][0]["curve"]["probabilities"][0]))
+    assert len(found["skipped"]) == 1
+
+
 def test_predict_reads_a_list_and_counts_what_it_skips(
     drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -604,6 +752,7 @@ def test_predict_reads_a_list_and_counts_what_it_skips(
         (["{model}", "{video}", "{video}/../long.mp4", "--draw", "{tmp}/x.mp4"], "there are 2 videos: name a folder"),
         (["{model}", "{video}", "--out", "{tmp}/x.txt"], "--out is a .json or .csv file"),
         (["{model}", "{video}", "--out", "{tmp}/there.json"], "is there already"),
+        (["{model}", "{video}", "--timeline", "--plot", "{tmp}/there.png"], "there.png is there already: remove it"),
         (["{model}", "{video}", "--top-k", "0"], "at least 1, got 0 and 32"),
         (["{model}", "{video}", "--temporal", "0"], "views are at least 1 in time"),
     ],
@@ -617,7 +766,8 @@ def test_a_wrong_command_is_one_clear_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "there.json").touch()
+    for name in ("there.json", "there.png"):
+        (tmp_path / name).touch()
     names = {"tmp": tmp_path, "model": planted, "video": long_video}
     assert run(*[argument.format(**names) for argument in arguments], *TRUST) == 1
     shown = capsys.readouterr()

@@ -32,7 +32,7 @@ from videokd.models.cost import cost
 from videokd.predictions import read_predictions, write_predictions
 from videokd.recipe import Data, Recipe, TrainedTeacher, configs_folder
 from videokd.study import compare, results, study
-from videokd.teachers import Teacher
+from videokd.teachers import Teacher, all_targets
 from videokd.train import Interrupted, train
 
 QUIET = Console(quiet=True)
@@ -390,6 +390,21 @@ def test_a_shuffled_teacher_tells_each_clip_what_it_thinks_of_another(done: Path
     assert torch.equal(teacher(view, ids, views).logits, own.logits)  # type: ignore[arg-type]
 
 
+def test_a_run_of_a_shuffled_teacher_hears_it_shuffled_and_no_other_does(done: Path) -> None:
+    said = {}
+    for arm in ("distilled", "shuffled_teacher"):
+        made = assemble(recipes.load(done / f"{arm}-seed0" / "recipe.json"))
+        said[arm] = all_targets(made.teachers, next(made.batches(range(1))))["teacher"].logits
+    assert torch.equal(said["shuffled_teacher"], said["distilled"].roll(-1, 0))  # type: ignore[arg-type, union-attr]
+
+
+@pytest.mark.parametrize("arm", ["distilled", "shuffled_teacher"])
+def test_a_run_of_a_study_learns_what_its_recipe_alone_does(arm: str, done: Path, tmp_path: Path) -> None:
+    train(recipes.load(done / f"{arm}-seed1" / "recipe.json"), tmp_path / "run", console=QUIET)
+    one, other = (load_file(run / "model.safetensors") for run in (tmp_path / "run", done / f"{arm}-seed1"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_views_of_one_video_are_never_each_others_targets(done: Path) -> None:
     teacher = Teacher(load_model(done / "teacher"), {}).shuffled()
     _, batch = first(done / "distilled-seed0")
@@ -477,6 +492,42 @@ def test_a_run_without_a_known_list_is_not_taken_for_a_clean_one(drawn_set: Path
     plan["data"]["path"] = str(tmp_path / "gone.jsonl")
     (tmp_path / "recipe.json").write_text(json.dumps(plan))
     assert trained_on(tmp_path, videos) is None
+
+
+def test_clips_that_a_run_was_selected_by_or_saw_without_labels_count_as_seen(
+    drawn_set: Path, done: Path, tmp_path: Path
+) -> None:
+    whole = read_manifest(drawn_set)
+    val = whole.split("val")
+    plan = json.loads((done / "teacher" / "recipe.json").read_text())
+
+    def seen(*, more: dict[str, Any], **data: Any) -> int:
+        (tmp_path / "recipe.json").write_text(json.dumps(plan | more | {"data": plan["data"] | data}))
+        found = trained_on(tmp_path, val)
+        assert found is not None
+        return len(found)
+
+    assert seen(more={}, val_split="val") == 0
+    assert seen(more={"keep": "best"}, val_split="val") == seen(more={"patience": 2}, val_split="val") == 12
+    turned = tuple(replace(one, split="unlabelled" if one.split == "val" else one.split) for one in whole.videos)
+    write_manifest(replace(whole, videos=turned), tmp_path / "list.jsonl")
+    assert seen(more={}, path=str(tmp_path / "list.jsonl")) == 0
+    assert seen(more={}, path=str(tmp_path / "list.jsonl"), unlabelled_per_batch=2) == 12
+
+
+def test_what_teachers_of_teachers_were_trained_on_counts_as_seen(drawn_set: Path, done: Path, tmp_path: Path) -> None:
+    whole = read_manifest(drawn_set)
+    elsewhere = tuple(replace(one, split="train") for one in whole.videos if one.split == "val")
+    write_manifest(replace(whole, videos=elsewhere), tmp_path / "list.jsonl")
+    checkpoint = done / "teacher"
+    for name in ("student", "student of the student"):
+        plan = json.loads((done / "distilled-seed0" / "recipe.json").read_text())
+        plan["data"]["path"], plan["teachers"]["teacher"]["checkpoint"] = str(tmp_path / "list.jsonl"), str(checkpoint)
+        checkpoint = tmp_path / name
+        checkpoint.mkdir()
+        (checkpoint / "recipe.json").write_text(json.dumps(plan))
+        assert trained_on(checkpoint, whole.split("train")) == tuple(one.id for one in whole.split("train").videos)
+        assert trained_on(checkpoint, whole.split("test")) == ()
 
 
 def test_other_clips_of_a_source_count_as_seen_in_lists_of_the_same_files(drawn_set: Path) -> None:

@@ -88,3 +88,15 @@ def test_val_has_some_of_every_class_or_is_refused(groups: int) -> None:
     with pytest.raises(ValueError, match=r"has no validation videos with some of every class.*--val 0"):
         folds(two, 2, val=0.2)
     assert len(folds(two, 2, val=0)) == 2
+
+
+def test_val_is_the_part_that_is_nearest_to_its_share() -> None:
+    # Two sources of six videos, and twelve videos by themselves: each fold tests half of both. Of the 12 that are left
+    # a third is 4: three by themselves are nearer to that than a source of six.
+    rows: list[tuple[str, str | None]] = [("a", f"large {n // 6}") for n in range(12)] + [("a", None)] * 12
+    for fold in folds(listed(rows), 2, val=1 / 3):
+        assert [video.group for video in fold.videos if video.split == "val"] == [None] * 3
+
+
+def test_a_group_is_not_taken_for_a_video_of_its_name() -> None:
+    assert len(folds(listed([("a", None), ("a", "000.mp4"), ("a", "001.mp4")]), 3, val=0)) == 3

@@ -60,6 +60,15 @@ def test_videos_are_chosen_by_how_often_they_flip_then_by_how_far(tmp_path: Path
     assert chosen([first, second], each=1)[0] == won[:1]
 
 
+def test_of_videos_lost_as_often_the_one_that_lost_most_comes_first(tmp_path: Path) -> None:
+    wrong, right, sure = [-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]
+    both = pair(tmp_path, "0", said([right, sure], [0, 0]), said([wrong, wrong], [0, 0]))
+    won, lost = chosen([both], each=2)
+    assert won == []
+    assert [flip.id for flip in lost] == ["b", "a"]
+    assert lost[0].change < lost[1].change < 0
+
+
 def made(section: Section | Missing) -> list[Films]:
     assert isinstance(section, Section)
     return [block for block in section.blocks if isinstance(block, Films)]

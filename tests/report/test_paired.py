@@ -61,6 +61,17 @@ NONE = [0.01, -0.01, 0.02, -0.02]
             ["An untrained teacher moves the student too, by +4.5 points", "so much is not the teacher's."],
             ["does as well"],
         ),
+        (
+            {"distilled": GAIN, "untrained_teacher": [0.05, 0.13, 0.08, 0.10]},
+            ["Distillation is not shown to be better than with an untrained teacher (+1.0 points"],
+            ["does as well", "moves the student"],
+        ),
+        # What is not shown to help is compared with nothing else.
+        (
+            {"distilled": [0.01, 0.05, -0.02, 0.03], "label_smoothing": NONE, "untrained_teacher": NONE},
+            ["Distillation was not shown to help"],
+            ["better than", "does as well"],
+        ),
         # A control that helps where distillation does not.
         (
             {"distilled": NONE, "shuffled_teacher": GAIN},
