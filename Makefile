@@ -12,7 +12,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[hf,flow,tensorboard]" --group dev
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[hf,flow,tensorboard,onnx]" --group dev
 	touch $@
 
 # `make demo` again goes on where it was stopped; ARGS="--regime same-data" adds to what it runs.

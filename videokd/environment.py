@@ -21,6 +21,7 @@ READERS = ("decord2", "torchcodec")
 EXTRAS = {
     "transformers": "hf",
     "opencv-python-headless": "flow",
+    "onnxruntime": "onnx",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",

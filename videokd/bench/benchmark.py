@@ -77,7 +77,8 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
     device = plan.machine.find()
     chosen = tuple(plan.variants or variants.defaults(device))
     variants.check(chosen, device)
-    clips = plan.batch_size or (32 if device.type == "cuda" else 8)
+    usual = 32 if device.type == "cuda" else 8
+    clips = usual if plan.batch_size is None else plan.batch_size
     if min((clips, *plan.sweep)) < 1:
         raise ValueError(f"a call is of at least one clip, got {clips} and {', '.join(map(str, plan.sweep))}")
     looking = [_Looking.of(party, plan.manifest, device) for party in plan.subject.parties]

@@ -69,6 +69,7 @@ def bench(
         patience: How long to measure.
         trust: Packages and modules of your own that a network is made by.
     """
+    out.mkdir(parents=True, exist_ok=True)  # before the work: it may not be writable
     if threads is not None:
         if threads < 1:
             raise ValueError(f"threads are at least 1, got {threads}")
@@ -91,13 +92,12 @@ def bench(
         patience=patience,
     )
     results = benchmark(plan, say=lambda line: CONSOLE.print(line, highlight=False))
-    out.mkdir(parents=True, exist_ok=True)
     write_results(out / "bench.json", results)
-    write_speed_page([results], out / "bench.html")
+    write_speed_page([results], out / "page.html")
     CONSOLE.print(terminal_table(SPEED_COLUMNS, speed_rows(results), title=results.subject))
     for note in results.notes:
         CONSOLE.print(note, highlight=False)
-    CONSOLE.print(f"\nAll numbers: {out / 'bench.json'}; page: {out / 'bench.html'}", highlight=False)
+    CONSOLE.print(f"\nAll numbers: {out / 'bench.json'}; page: {out / 'page.html'}", highlight=False)
 
 
 def compare(

@@ -1,0 +1,229 @@
+"""A whole benchmark of tiny networks, its command, and what it says of bad input."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from videokd import recipe as recipes
+from videokd.bench.benchmark import Plan, benchmark, bounds
+from videokd.bench.contenders import Patience
+from videokd.bench.derived import stages, summaries
+from videokd.bench.results import Measurement, Results, Round, read_results
+from videokd.bench.subjects import subject
+from videokd.bench.variants import VARIANTS
+from videokd.cli import main
+from videokd.clips.lists import read_manifest
+from videokd.machine import Machine
+from videokd.models import save_model
+from videokd.recipe import TrainedTeacher, load
+
+QUICK = Patience(rounds=2, turn_seconds=0.001, warm_up_seconds=0.0)
+FAST = ["--rounds", "2", "--turn-seconds", "0.001", "--warm-up-seconds", "0"]
+
+
+@pytest.fixture(scope="module")
+def run(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder, with that of its teacher."""
+    folder = tmp_path_factory.mktemp("runs")
+    classes = read_manifest(drawn_set).classes
+    distilled = load("quickstart/distilled.py")
+    student = replace(distilled.student, width=4)  # type: ignore[call-arg]
+    teacher = replace(load("quickstart/teacher.py").student, width=4)  # type: ignore[call-arg]
+    save_model(teacher.build(classes), folder / "taught")
+    save_model(student.build(classes), folder / "run")
+    recipe = replace(
+        distilled,
+        data=replace(distilled.data, path=str(drawn_set), batch_size=4),
+        student=student,
+        teachers={"teacher": TrainedTeacher(checkpoint=str(folder / "taught"))},
+    )
+    (folder / "run" / "recipe.json").write_text(recipes.dump(recipe))
+    (folder / "run" / "evaluation.json").write_text(json.dumps({"top1": 0.75}))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def done(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command leaves, of a run."""
+    out = tmp_path_factory.mktemp("bench") / "out"
+    arguments = ["--out", str(out), "--variants", "eager", "bf16", "--batch-size", "2", "--sweep", "1", "--clips", "6"]
+    assert main(["bench", str(run), *arguments, *FAST]) == 0
+    return out
+
+
+def test_a_run_is_timed_stage_by_stage(done: Path) -> None:
+    found = read_results(done / "bench.json")
+    assert [one.error for one in found.measurements] == [None] * len(found.measurements)
+    assert {one.name for one in found.measurements} == {
+        *(f"{party} · inference · {how} · 2 clips" for party in ("student", "teacher") for how in ("eager", "bf16")),
+        *(f"{party} · inference · eager · 1 clips" for party in ("student", "teacher")),
+        *(f"{stage} · this process · 2 clips" for stage in ("decode", "transform", "load")),
+        *(f"student · {stage} step · eager · 4 clips" for stage in ("training", "online", "stored")),
+        next(one.name for one in found.measurements if one.stage == "end to end"),
+    }
+    assert len(found.noise) == 2
+    assert {one.what for one in found.ceilings} == {"matmul fp32", "matmul bf16", "memory copy", "bare decode"}
+    assert all(one.per_second > 0 for one in found.ceilings)
+    by_name = {one.name: one for one in found.measurements}
+    assert by_name["student · inference · eager · 2 clips"].difference is None
+    difference = by_name["student · inference · bf16 · 2 clips"].difference
+    assert difference is not None
+    assert difference.clips == 64
+    assert 0 < difference.relative < 0.1
+
+
+def test_networks_are_described_with_what_their_run_scored(done: Path, run: Path) -> None:
+    student, teacher = read_results(done / "bench.json").networks
+    assert (student.party, student.architecture, student.accuracy) == ("student", "CompactShift", 0.75)
+    assert (teacher.party, teacher.architecture, teacher.accuracy) == ("teacher", "Conv3d", None)
+    assert student.params is not None
+    assert student.param_bytes == 4 * student.params
+    assert student.activation_bytes is not None
+    assert teacher.macs is not None
+    assert teacher.macs > student.macs  # type: ignore[operator]
+    assert student.clip_seconds == pytest.approx(8 * 2 / 8)  # frames x stride over frames a second
+
+
+def test_the_command_leaves_a_page_and_says_where(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (done / "page.html").read_text(encoding="utf-8")
+    assert "student" in page
+    assert "<svg" in page
+    setting = read_results(done / "bench.json").setting
+    assert (setting["device"], setting["clock"], setting["threads"]) == ("cpu", "cpu", 1)
+
+
+def test_compare_takes_folders_and_its_exit_code_says_whether_it_became_slower(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Rounds enough, and quiet ones, to tell.
+    plain = json.loads((done / "bench.json").read_text())
+    for one in plain["measurements"]:
+        one["rounds"] = [
+            {"calls": 1, "wall": 0.1 + place / 1e4, "cpu": 0.1 + place / 1e4, "device": None, "yardstick": 0.01}
+            for place in range(12)
+        ]
+    for name, factor in (("old", 1.0), ("same", 1.0), ("slow", 1.1)):
+        changed = json.loads(json.dumps(plain))
+        for timed in changed["measurements"][0]["rounds"]:
+            timed["cpu"] *= factor
+            timed["wall"] *= factor
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bench.json").write_text(json.dumps(changed))
+    assert main(["bench", "compare", str(tmp_path / "old"), str(tmp_path / "same")]) == 0
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "compare", str(tmp_path / "old"), str(tmp_path / "slow" / "bench.json")])
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert "slower than 5% allows" in said.err
+    assert main(["bench", "compare", str(tmp_path / "old"), str(tmp_path / "slow"), "--max-regress", "0.2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no such model"], "no recipe, run, exported file or model 'no such model'"),
+        (["X3D-XS", "--variants", "fp16"], "fp16 is for GPUs"),
+        (["X3D-XS", "--batch-size", "0"], "a call is of at least one clip"),
+        (["X3D-XS", "--threads", "0"], "threads are at least 1"),
+        (["X3D-XS", "--rounds", "1"], "rounds are at least 2"),
+        (["X3D-XS", "--device", "cuda:7"], "no device 'cuda:7' here"),
+        (["X3D-XS", "--data", "nowhere"], "nowhere"),
+        (["compare", "nowhere.json", "nowhere.json"], "nowhere.json"),
+        (["Conv3d (quickstart)", "--out", "README.md"], "README.md"),
+    ],
+)
+def test_bad_input_is_a_clear_message(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("a file")
+    assert (
+        main(["bench", *arguments, *(FAST if "--rounds" not in arguments and arguments[0] != "compare" else [])]) == 1
+    )
+    assert said in capsys.readouterr().err
+
+
+def test_a_share_that_is_none_is_refused(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "compare", str(done), str(done), "--max-regress", "much"]) == 1
+    assert "a share such as 5% or 0.05, not 'much'" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_recorded_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = subject(["CompactShift (quickstart)"])
+    from videokd.bench import benchmark as module
+
+    views = module._Looking.views
+
+    def small(self: module._Looking, clips: int, count: int) -> object:
+        if clips > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return views(self, clips, count)
+
+    monkeypatch.setattr(module._Looking, "views", small)
+    plan = Plan(subject=about, parts=("inference",), variants=("eager",), batch_size=2, sweep=(8,), patience=QUICK)
+    fits, does_not = benchmark(plan).measurements
+    assert fits.error is None
+    assert does_not.name == "CompactShift (quickstart) · inference · eager · 8 clips"
+    assert does_not.error == "out of memory"
+
+
+def test_without_a_list_networks_see_noise_and_nothing_is_decoded() -> None:
+    about = subject(["CompactShift (quickstart)"])
+    found = benchmark(
+        Plan(subject=about, variants=("eager",), batch_size=2, patience=QUICK, machine=Machine(device="cpu"))
+    )
+    assert {one.stage for one in found.measurements} == {"inference"}
+    assert found.notes == []
+    assert found.setting["list"] is None
+    assert {one.what for one in found.ceilings} == {"matmul fp32", "matmul bf16", "memory copy"}
+
+
+def measured(stage: str, seconds: float, *, party: str = "", variant: str = "this process") -> Measurement:
+    rounds = [Round(calls=2, wall=2 * seconds, cpu=2 * seconds, device=None, yardstick=1.0)] * 3
+    return Measurement(party=party, stage=stage, variant=variant, clips=4, rounds=rounds)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("load", "looks", "device", "said"),
+    [
+        (
+            0.4,
+            0.1,
+            "cpu",
+            ["One process loads 10.0 clips/s, and student (eager) looks at 40.0 clips/s: loading is"],
+        ),
+        (0.1, 0.4, "cpu", ["the network is the limit"]),
+        (0.4, 0.2, "cuda", ["loading is the limit", "It takes 2 workers to keep it busy"]),
+        (0.4, 0.0001, "cuda", ["It would take 4000 workers", "pack the clips"]),
+    ],
+)
+def test_what_bounds_it_is_named_with_what_would_lift_it(
+    load: float, looks: float, device: str, said: list[str]
+) -> None:
+    results = Results(
+        subject="s",
+        setting={"device": device, "clock": "wall"},
+        measurements=[
+            measured("load", load),
+            measured("inference", looks, party="student", variant="eager"),
+            measured("end to end", load + looks, party="student", variant="eager"),
+        ],
+    )
+    notes = " ".join(bounds(results))
+    for words in said:
+        assert words in notes
+    if load < looks:
+        assert "workers" not in notes
+    (whole,) = [stages(results, summaries(results), one) for one in results.measurements if one.stage == "end to end"]
+    assert whole is not None
+    assert whole.explained == pytest.approx(1)
+
+
+def test_variants_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    said = capsys.readouterr().out
+    assert all(variant in said for variant in VARIANTS)
