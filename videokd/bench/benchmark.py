@@ -35,8 +35,6 @@ Part = Literal["inference", "loading", "steps", "ceilings"]
 PARTS: tuple[Part, ...] = ("inference", "loading", "steps", "ceilings")
 _ROTATED = 4
 """Batches that a network looks at in turn."""
-_COMPARED = 64
-"""Clips on which a variant's answers are compared with the eager network's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,10 +212,10 @@ class _Looking:
         ]
 
     def compared(self, clips: int) -> list[View]:
-        """What variants are compared on: real clips where there are some."""
-        count = max(1, math.ceil(_COMPARED / clips))
+        """What variants are compared on: all clips of the list, or noise where there is none."""
         if self.manifest is None or not isinstance(self.spec, InputSpec) or self.model is None:
-            return self.views(clips, min(count, _ROTATED))
+            return self.views(clips, _ROTATED)
+        count = math.ceil(len(self.manifest.videos) / clips)
         dataset = ClipDataset(self.manifest, {"student": self.spec})
         source = batches(dataset, stages.Endless(len(dataset), clips, count), on_bad_video="skip")
         return [
