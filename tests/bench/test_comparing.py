@@ -50,7 +50,9 @@ RESTLESS = exact(0.5, 2.0, 0.6, 1.7, 0.9, 1.1, 0.8, 1.3)
         (STILL, exact(*[1.06] * 8), "slower"),
         (STILL, exact(*[0.96] * 8), "same"),
         (STILL, exact(*[0.90] * 8), "faster"),
+        (STILL, exact(1.02, 1.02, 1.02, 1.08, 1.08, 1.08, 1.09, 1.09), "slower"),  # surely slower, by 8 % at the median
         (STILL, RESTLESS, "can't tell"),
+        (STILL, exact(0.8, 0.9, 0.9, 1.2, 1.2, 1.3, 1.4, 1.5), "can't tell"),  # by 20 %, if it is slower
         (STILL, exact(1.02, 1.02, 1.02, 1.03, 1.03, 1.08, 1.08, 1.08), "can't tell"),  # slower, but by how much?
         (STILL[:5], exact(*[1.5] * 8), "can't tell"),  # five rounds carry no interval
         (STILL[:6], exact(*[1.5] * 8), "slower"),
