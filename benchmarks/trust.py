@@ -1,4 +1,4 @@
-"""Whether `videokd bench --compare` can be believed: it finds a planted slow-down, and none where there is none.
+"""Whether `videokd bench compare` can be believed: it finds a planted slow-down, and none where there is none.
 
     python benchmarks/trust.py --out benchmarks/results/trust.json
 
@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from measuring import setting
 from rich.console import Console
 
 from videokd.bench.comparing import Row, compare
-from videokd.bench.results import Measurement, Results, Round
-from videokd.bench.statistics import is_stable, seconds_a_call, unpaired_ratio
+from videokd.bench.contenders import Contender, Patience, measure
+from videokd.bench.results import Measurement, Results
+from videokd.bench.statistics import seconds_a_call, unpaired_ratio
+from videokd.bench.variants import Rotating, random_views, runner
 from videokd.environment import environment
 from videokd.models import CompactShift
 from videokd.report.tables import markdown_table
@@ -44,19 +45,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     parser.add_argument("--pairs", type=int, default=20, help="half of them A/A (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="of a run (default: %(default)s)")
-    parser.add_argument("--calls", type=int, default=10, help="of a round (default: %(default)s)")
+    parser.add_argument("--turn-seconds", type=float, default=0.15, help="of a round (default: %(default)s)")
     args = parser.parse_args()
     console = Console(width=130)
     described = {"environment": environment(), "device": "cpu", "clock": "cpu", "threads": 1}
-    order = random.Random(0)
+    order, patience = random.Random(0), Patience(rounds=args.rounds, turn_seconds=args.turn_seconds)
     pairs = []
     for number in range(args.pairs):
         planted = number % 2 == 1
         works = {"old": 0.0, "new": PLANTED if planted else 0.0}
-        measured = {
-            which: in_new_process(works[which], rounds=args.rounds, calls=args.calls)
-            for which in order.sample(list(works), k=2)
-        }
+        measured = {which: in_new_process(works[which], patience=patience) for which in order.sample(list(works), k=2)}
         pairs.append(pair(measured["old"], measured["new"], planted=planted, described=described))
         console.print(
             f"{number + 1}/{args.pairs} {'planted' if planted else 'A/A'}: {pairs[-1]['verdict']}, "
@@ -69,58 +67,28 @@ def main() -> None:
     console.print(table(found))
 
 
-def in_new_process(more: float, *, rounds: int, calls: int) -> Measurement:
+def in_new_process(more: float, *, patience: Patience) -> Measurement:
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measured_run, more, rounds=rounds, calls=calls).result()
+        return pool.submit(measured_run, more, patience=patience).result()
 
 
-def measured_run(more: float, *, rounds: int, calls: int) -> Measurement:
+def measured_run(more: float, *, patience: Patience) -> Measurement:
     """A run of the network that computes `more` of a call's time on top of each call."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = CompactShift().build([str(number) for number in range(12)]).eval()
-    view = model.blank(CLIPS)
-    frames, kernel, matrix = torch.randn(8, 16, 56, 56), torch.randn(32, 16, 3, 3), torch.randn(384, 384)
+    network = Rotating(runner(model, "eager", []), random_views(model, clips=CLIPS, count=4))
 
-    @torch.inference_mode()
     def call() -> None:
         started = time.process_time()
-        model(view)
+        network()
         until = started + (1 + more) * (time.process_time() - started)
         while more and time.process_time() < until:
             pass
 
-    @torch.inference_mode()
-    def yardstick() -> None:
-        for _ in range(4):
-            F.conv2d(frames, kernel, padding=1)
-            matrix @ matrix
-
-    warm_up: list[float] = []
-    while not is_stable(warm_up) and len(warm_up) < 200:
-        yardstick()
-        started = time.process_time()
-        call()
-        warm_up.append(time.process_time() - started)
-    timed = []
-    for _ in range(rounds):
-        started = time.process_time()
-        yardstick()
-        fixed = time.process_time() - started
-        wall, started = time.perf_counter(), time.process_time()
-        for _ in range(calls):
-            call()
-        cpu, wall = time.process_time() - started, time.perf_counter() - wall
-        timed.append(Round(calls=calls, wall=wall, cpu=cpu, device=None, yardstick=fixed))
-    return Measurement(
-        party="student",
-        stage="inference",
-        variant="eager",
-        clips=CLIPS,
-        rounds=timed,
-        warm_up=len(warm_up),
-        is_stable=is_stable(warm_up),
-    )
+    contender = Contender(party="student", stage="inference", variant="eager", clips=CLIPS, make=lambda: call)
+    (found,) = measure([contender], device=torch.device("cpu"), patience=patience)
+    return found
 
 
 def pair(old: Measurement, new: Measurement, *, planted: bool, described: dict[str, Any]) -> dict[str, Any]:

@@ -127,9 +127,9 @@ def test_the_yardstick_is_laid_on_before_and_after_every_turn() -> None:
 
 def test_the_yardstick_does_the_same_work_again() -> None:
     yardstick = Yardstick(CPU)
-    before = yardstick._long.clone()
+    before = yardstick.frames.clone()
     yardstick()
-    assert torch.equal(yardstick._long, before)
+    assert torch.equal(yardstick.frames, before)
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 1}, {"turn_seconds": 0.0}, {"warm_up_seconds": -1.0}])
