@@ -123,7 +123,7 @@ def test_intervals_over_sources_cover_the_truth_where_those_over_clips_do_not() 
             return float(times[right].sum() / times.sum())
 
         for kind, of in (("sources", group), ("clips", np.arange(480))):
-            low, high = bootstrap(share, of, seed=number, resamples=300)
+            low, high = bootstrap({"share": share}, of, seed=number, resamples=300)["share"]
             covered[kind] += low <= 0.7 <= high
     assert 0.9 <= covered["sources"] / rounds <= 0.99
     assert covered["clips"] / rounds < 0.75

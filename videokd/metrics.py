@@ -3,7 +3,7 @@
 Standard metrics are those of torchmetrics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,34 +97,39 @@ def intervals(predictions: Predictions, *, seed: int = 0) -> dict[str, Any]:
     labelled = predictions.rows(predictions.is_labelled)
     names, group = np.unique(np.array(labelled.groups), return_inverse=True)
     ready = _ready(labelled)
-    found: dict[str, Any] = {}
-    for score, of in ready.items():
-        between = bootstrap(of, group, seed=seed) if len(names) > 1 else None
-        found[score] = list(between) if between else None
-    return {"intervals": found, "groups": len(names)}
+    between = bootstrap(ready, group, seed=seed) if len(names) > 1 else {}
+    return {
+        "intervals": {score: list(between[score]) if score in between else None for score in ready},
+        "groups": len(names),
+    }
 
 
 def bootstrap(
-    score: Callable[[NDArray[np.float64]], float],
+    scores: Mapping[str, Callable[[NDArray[np.float64]], float]],
     group: NDArray[np.int64],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """Where the middle 95 % of the scores lie when groups are drawn anew, with replacement [Efron 1979, percentiles].
+) -> dict[str, tuple[float, float]]:
+    """Where the middle 95 % of each score lies when groups are drawn anew, with replacement [Efron 1979, percentiles].
+    All scores are of the same draws.
 
     Args:
-        score: of clips that count (N,) times each.
+        scores: of clips that count (N,) times each.
         group: (N,) number of the group of each clip, from 0.
         seed: of the draws.
         resamples: how many draws.
     """
     rng = np.random.default_rng(seed)
     num_groups = int(group.max()) + 1
-    drawn = (rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups)) for _ in range(resamples))
-    found = [score(times[group].astype(np.float64)) for times in drawn]
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return float(low), float(high)
+    found: dict[str, list[float]] = {name: [] for name in scores}
+    for _ in range(resamples):
+        drawn = np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups)
+        times = drawn.astype(np.float64)[group]
+        for name, score in scores.items():
+            found[name].append(score(times))
+    between = {name: np.nanquantile(values, [0.025, 0.975]) for name, values in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in between.items()}
 
 
 def _ready(labelled: Predictions) -> dict[str, Callable[[NDArray[np.float64]], float]]:
