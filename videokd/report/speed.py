@@ -52,7 +52,7 @@ def write_speed_page(each: Sequence[Results], out: Path) -> Written:
     chapters = [speed_chapter(one, looks=looks) for one in each]
     if len(each) > 1:
         chapters.insert(0, together(each))
-    written = write_chapters(chapters, out, note="Rates are by the wall clock; ms and s are thousandths and seconds.")
+    written = write_chapters(chapters, out, note="Rates are clips over wall seconds, all work done.")
     pictures = out.with_name(f"{out.stem}_pictures")
     with matplotlib.rc_context(STYLE):
         for number, chapter in enumerate(chapters):
@@ -209,7 +209,7 @@ def _verdict(bench: Bench) -> str:
     factors = [
         f"{shown(factor.value, 'number')} times as many as {party}" for party, factor in bench.speed_ups(best).items()
     ]
-    return " ".join([", ".join([said, *factors]) + ".", *bench.results.notes[:1]])
+    return ", ".join([said, *factors]) + "."
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

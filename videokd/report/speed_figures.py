@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from videokd.report.content import Look, shown
@@ -133,9 +133,8 @@ def roofline(
     across = np.geomspace(left, right, 200)
     for name, roof in roofs.items():
         axes.plot(across, np.minimum(roof, slope * across), color=FAINT, lw=1.2)
-        axes.annotate(
-            cut(name), (right, roof), (0, 3), textcoords="offset points", ha="right", color=FAINT, fontsize=8.5
-        )
+        # Outside, where no point lies.
+        axes.annotate(cut(name), (right, roof), (5, 0), textcoords="offset points", va="center", color=FAINT)
     variants = list(dict.fromkeys(name for _, name, _, _ in points))
     for arm, name, intensity, pace in points:
         marker = _MARKERS[variants.index(name) % len(_MARKERS)]
@@ -229,6 +228,8 @@ def _plain_log(axes: Axes, which: str) -> None:
     # Not as mathematics, which a page has no fonts for.
     for one in which:
         axis = axes.xaxis if one == "x" else axes.yaxis
+        (low, high) = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: shown(float(value), "size").replace(" ", "")))
         axis.set_minor_formatter(NullFormatter())
 

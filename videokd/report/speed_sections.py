@@ -31,6 +31,7 @@ SAID: Mapping[Stage, str] = {"inference": "inference", "end to end": "from files
 
 COMMAND = "videokd bench"
 _STEPS: tuple[Stage, ...] = ("training step", "online step", "stored step")
+_ANSWERS: tuple[Stage, ...] = ("end to end", "inference", *_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,7 @@ class Bench:
     def lead(self) -> Measurement | None:
         """What the page begins with: the student's fastest way from files to logits, or its fastest inference."""
         for party in self.parties:
-            stages: tuple[Stage, ...] = ("end to end", "inference", *_STEPS)
-            for stage in stages:
+            for stage in _ANSWERS:
                 if (best := derived.fastest(self.results, self.found, party, stage)) is not None:
                     return best
         return None
@@ -93,7 +93,7 @@ def answer(bench: Bench) -> Section | Missing:
     blocks: list[Block] = [Figures(items=_large(bench))]
     if bench.results.notes:
         blocks.append(Prose(items=list(bench.results.notes)))
-    of_parties = [one for one in bench.results.measurements if one.party]
+    of_parties = [one for stage in _ANSWERS for one in bench.results.measurements if one.party and one.stage == stage]
     settings = list(dict.fromkeys((one.stage, one.variant, one.clips) for one in of_parties))
     teachers = [party for party in bench.parties if party != derived.STUDENT]
     columns = [Column(title="stage", kind="name"), Column(title="variant", kind="name")]
@@ -168,7 +168,11 @@ def throughput(bench: Bench) -> Section | None:
             for one in series
         )
         panels.append(
-            Panel(figure=speed_figures.over_clips(series, bench.looks, title=stage), said=f"{stage}, clips/s: {said}")
+            Panel(
+                figure=speed_figures.over_clips(series, bench.looks, title=stage),
+                said=f"{stage}, clips/s: {said}",
+                wide=True,
+            )
         )
         drawn.append(stage)
     if not panels:
@@ -209,7 +213,7 @@ def stages(bench: Bench) -> Section | Missing:
         )
         said = ", ".join(f"{stage} {shown(ms, 'number')}" for stage, ms in parts.items())
         whole = f"end to end {shown(1000 * best.seconds, 'number')}"
-        panels.append(Panel(figure=figure, said=f"ms a clip of {party}: {said}, {whole}"))
+        panels.append(Panel(figure=figure, said=f"ms a clip of {party}: {said}, {whole}", wide=True))
     every = list(dict.fromkeys(stage for one in found for stage in one.parts))
     columns = [
         Column(title="party", kind="arm"),
@@ -277,12 +281,12 @@ def latency(bench: Bench) -> Section | Missing:
             for party, variant, ms in each
         )
         figure = speed_figures.calls(each, bench.looks, title=f"{stage}, {clips}")
-        panels.append(Panel(figure=figure, said=f"{stage}, ms a call, {clips}: medians {said}"))
+        panels.append(Panel(figure=figure, said=f"{stage}, ms a call, {clips}: medians {said}", wide=True))
         shown_of += [one.party for one in of if one.clips == fewest]
     return Section(
         name="latency",
         title="Latency",
-        lead="How long one waits for an answer. A mean hides the slow calls, so every call is drawn.",
+        lead="How long one waits for an answer. A mean hides the slow calls: here they are, one by one.",
         blocks=[
             Plot(
                 name="latency",
