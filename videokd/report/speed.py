@@ -141,6 +141,9 @@ def together(each: Sequence[Results]) -> Chapter:
 def speed_looks(parties: Sequence[str]) -> dict[str, Look]:
     """A look for each party: the student's is that of a distilled one, the first teacher's that of a teacher."""
     parties = list(dict.fromkeys(parties))
+    if derived.STUDENT not in parties:
+        spare = looks_of(f"network {number}" for number in range(len(parties)))
+        return {party: replace(look, title=party) for party, look in zip(parties, spare.values(), strict=True)}
     teachers = [party for party in parties if party != derived.STUDENT]
     # By numbers: a party may have the name of an arm.
     others = [f"teacher {number}" for number in range(2, len(teachers) + 1)]
@@ -209,7 +212,9 @@ def _verdict(bench: Bench) -> str:
     factors = [
         f"{shown(factor.value, 'number')} times as many as {party}" for party, factor in bench.speed_ups(best).items()
     ]
-    return ", ".join([said, *factors]) + "."
+    end = derived.fastest(bench.results, bench.found, best.party, "end to end")
+    way = f"From files to logits it is {shown(bench.rate(end), 'number')} clips/s ({under(end)})." if end else ""
+    return f"{', '.join([said, *factors])}. {way if best.stage == 'inference' else ''}".strip()
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

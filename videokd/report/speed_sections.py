@@ -31,7 +31,7 @@ SAID: Mapping[Stage, str] = {"inference": "inference", "end to end": "from files
 
 COMMAND = "videokd bench"
 _STEPS: tuple[Stage, ...] = ("training step", "online step", "stored step")
-_ANSWERS: tuple[Stage, ...] = ("end to end", "inference", *_STEPS)
+_ANSWERS: tuple[Stage, ...] = ("inference", "end to end", *_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +68,16 @@ class Bench:
         ]
 
     def lead(self) -> Measurement | None:
-        """What the page begins with: the student's fastest way from files to logits, or its fastest inference."""
-        for party in self.parties:
-            for stage in _ANSWERS:
-                if (best := derived.fastest(self.results, self.found, party, stage)) is not None:
-                    return best
-        return None
+        """What the page begins with: the fastest inference of the student (or first network), or what there is."""
+        tried = ((party, stage) for stage in _ANSWERS for party in self.parties)
+        found = (derived.fastest(self.results, self.found, party, stage) for party, stage in tried)
+        return next((one for one in found if one is not None), None)
 
     def speed_ups(self, one: Measurement) -> dict[str, Interval]:
-        """Teacher -> how many times as fast `one` is under the same setting."""
+        """Other network -> how many times as fast `one`, the reference's, is under the same setting."""
         found = {}
         for other in self.results.measurements:
-            if one.party == derived.STUDENT and derived.student_of(self.results, other) is one:
+            if derived.reference_of(self.results, other) is one:
                 factor = derived.speed_up(self.results, one, other)
                 if factor is not None:
                     found[other.party] = factor
@@ -95,12 +93,12 @@ def answer(bench: Bench) -> Section | Missing:
         blocks.append(Prose(items=list(bench.results.notes)))
     of_parties = [one for stage in _ANSWERS for one in bench.results.measurements if one.party and one.stage == stage]
     settings = list(dict.fromkeys((one.stage, one.variant, one.clips) for one in of_parties))
-    teachers = [party for party in bench.parties if party != derived.STUDENT]
+    first, *others = bench.parties or [""]
     columns = [Column(title="stage", kind="name"), Column(title="variant", kind="name")]
     columns += [Column(title="clips a call", kind="count")]
     columns += [Column(title=f"{party}, clips/s") for party in bench.parties]
-    note = "how many times the teacher's clips/s; median of the rounds' ratios, 95 % interval"
-    columns += [Column(title=f"student over {party}", note=note) for party in teachers]
+    note = "how many times the other's clips/s; median of the rounds' ratios, 95 % interval"
+    columns += [Column(title=f"{first} over {party}", note=note) for party in others]
     rows: list[list[Cell]] = []
     for stage, variant, clips in settings:
         same = {one.party: one for one in of_parties if (one.stage, one.variant, one.clips) == (stage, variant, clips)}
@@ -108,9 +106,8 @@ def answer(bench: Bench) -> Section | Missing:
         for party in bench.parties:
             other = same.get(party)
             row.append(None if other is None else bench.rate(other) if other.name in bench.found else why(other))
-        student = same.get(derived.STUDENT)
-        factors = {} if student is None else bench.speed_ups(student)
-        row += [_span(factors.get(party)) for party in teachers]
+        factors = bench.speed_ups(same[first]) if first in same else {}
+        row += [_span(factors.get(party)) for party in others]
         rows.append(row)
     if rows:
         blocks.append(Table(columns=columns, rows=rows, note="A dash was not measured, or has nothing beside it."))
@@ -137,9 +134,13 @@ def _large(bench: Bench) -> list[tuple[str, str, str]]:
     for party, factor in bench.speed_ups(best).items():
         sure = f"95 % interval {shown(factor.low, 'number')} to {shown(factor.high, 'number')}, both {under(best)}"
         items.append((f"{shown(factor.value, 'number')}×", f"the rate of {party}", sure))
-    video = derived.real_time(bench.results, bench.found, best)
+    end = derived.fastest(bench.results, bench.found, best.party, "end to end")
+    if best.stage == "inference" and end is not None:
+        items.append((shown(bench.rate(end), "number"), f"clips/s of {best.party}, {SAID['end to end']}", under(end)))
+    video = derived.real_time(bench.results, bench.found, end or best)
     if video is not None:
-        items.append((f"{shown(video, 'number')}×", "real time", f"seconds of video a second, {best.party}"))
+        how = f"seconds of video a second, {best.party}, {SAID[(end or best).stage]}"
+        items.append((f"{shown(video, 'number')}×", "real time", how))
     return items
 
 
