@@ -35,8 +35,8 @@ _DPI = 140
 
 
 def write_speed_page(each: Sequence[Results], out: Path) -> Written:
-    """Writes a page on benchmarks: `out`, beside it the same name with .md and .json, and a folder of its pictures, as
-    SVG and as PNG.
+    """Writes a page on benchmarks: `out`, beside it the same name with .md, and a folder of its pictures, as SVG and as
+    PNG. There is no .json of the page: the results have all numbers, and may lie there under that name.
 
     Args:
         each: a chapter for each of them, and one that compares their networks where there are several.

@@ -162,7 +162,7 @@ def caveats(bench: Bench) -> Section | None:
         if not one.is_stable:
             items.append(f"{one.name} still became faster when the clock started.")
         if said.spread > UNEVEN:
-            items.append(f"{one.name}: rounds differ, by {shown(said.spread, 'ratio')} in the middle half.")
+            items.append(f"{one.name}: half of the rounds are over {shown(said.spread, 'ratio')} off their median.")
     if not items:
         return None
     return Section(

@@ -1,6 +1,7 @@
 """The sections of a benchmark's page, each made of what was measured, or named as missing."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ SAID: Mapping[Stage, str] = {"inference": "inference", "end to end": "from files
 
 COMMAND = "videokd bench"
 _STEPS: tuple[Stage, ...] = ("training step", "online step", "stored step")
+_LARGE = 3
 _ANSWERS: tuple[Stage, ...] = ("inference", "end to end", *_STEPS)
 
 
@@ -120,9 +122,10 @@ def answer(bench: Bench) -> Section | Missing:
 
 
 def _large(bench: Bench) -> list[tuple[str, str, str]]:
+    """The first few networks; the table has them all."""
     best = bench.lead()
     items = []
-    for party in bench.parties:
+    for party in bench.parties[:_LARGE]:
         if best is None:
             break
         mine = derived.fastest(bench.results, bench.found, party, best.stage)
@@ -131,7 +134,7 @@ def _large(bench: Bench) -> list[tuple[str, str, str]]:
             items.append((shown(bench.rate(mine), "number"), what, f"at its fastest: {under(mine)}"))
     if best is None:
         return items
-    for party, factor in bench.speed_ups(best).items():
+    for party, factor in list(bench.speed_ups(best).items())[: _LARGE - 1]:
         sure = f"95 % interval {shown(factor.low, 'number')} to {shown(factor.high, 'number')}, both {under(best)}"
         items.append((f"{shown(factor.value, 'number')}×", f"the rate of {party}", sure))
     end = derived.fastest(bench.results, bench.found, best.party, "end to end")
@@ -210,7 +213,7 @@ def stages(bench: Bench) -> Section | Missing:
         party = best.end.party
         parts = {str(stage): 1000 * seconds for stage, seconds in best.parts.items()}
         figure = speed_figures.waterfall(
-            parts, 1000 * best.seconds, bench.looks[party], title=f"{party}, {under(best.end)}"
+            parts, 1000 * best.seconds, bench.looks[party], title=f"{party}, {best.end.variant}"
         )
         said = ", ".join(f"{stage} {shown(ms, 'number')}" for stage, ms in parts.items())
         whole = f"end to end {shown(1000 * best.seconds, 'number')}"
@@ -271,7 +274,9 @@ def latency(bench: Bench) -> Section | Missing:
         of = [one for one in timed if one.stage == stage]
         if not of:
             continue
-        fewest = min(one.clips for one in of)
+        # The one of most variants; a sweep has other numbers of clips for few of them.
+        counts = Counter(one.clips for one in of)
+        fewest = min(clips for clips, count in counts.items() if count == max(counts.values()))
         each = [
             (one.party, one.variant, [1000 * seconds for seconds in one.latencies]) for one in of if one.clips == fewest
         ]
@@ -291,9 +296,9 @@ def latency(bench: Bench) -> Section | Missing:
         blocks=[
             Plot(
                 name="latency",
-                caption="Further left is better, and narrower. Each dot is a call that was awaited, of the smallest "
-                "number of clips; the thick mark is the median, the thin ones are the times that 95 % and 99 % of the "
-                "calls stay below. Of many calls, some are drawn, the fastest and the slowest among them.",
+                caption="Further left is better, and narrower. Each dot is a call that was awaited; the thick mark is "
+                "the median, the thin ones are the times that 95 % and 99 % of the calls stay below. Of many calls, "
+                "some are drawn, the fastest and the slowest among them.",
                 panels=panels,
                 arms=[party for party in bench.parties if party in shown_of],
             )
