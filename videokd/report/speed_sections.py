@@ -27,6 +27,7 @@ from videokd.report.content import (
     Table,
     shown,
 )
+from videokd.report.figures import cut
 
 SAID: Mapping[Stage, str] = {"inference": "inference", "end to end": "from files to logits"}
 
@@ -213,7 +214,7 @@ def stages(bench: Bench) -> Section | Missing:
         party = best.end.party
         parts = {str(stage): 1000 * seconds for stage, seconds in best.parts.items()}
         figure = speed_figures.waterfall(
-            parts, 1000 * best.seconds, bench.looks[party], title=f"{party}, {best.end.variant}"
+            parts, 1000 * best.seconds, bench.looks[party], title=f"{cut(party, 14)}, {best.end.variant}"
         )
         said = ", ".join(f"{stage} {shown(ms, 'number')}" for stage, ms in parts.items())
         whole = f"end to end {shown(1000 * best.seconds, 'number')}"
