@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,13 +66,23 @@ def test_there_is_no_ratio_without_rounds_of_both() -> None:
         assert derived.speed_up(made([]), one, other) is None
 
 
-def test_a_teacher_is_compared_with_the_student_under_the_same_setting() -> None:
+def test_a_network_is_compared_with_the_student_under_the_same_setting() -> None:
     student, teacher = timed("student", "inference", 4, [1.0]), timed("t", "inference", 4, [1.0])
     others = [timed("student", "inference", 2, [1.0]), timed("student", "inference", 4, [1.0], variant="bf16")]
     results = made([*others, student, teacher])
-    assert derived.student_of(results, teacher) is student
-    assert derived.student_of(results, student) is None
-    assert derived.student_of(made([*others, teacher]), teacher) is None
+    assert derived.reference_of(results, teacher) is student
+    assert derived.reference_of(results, student) is None
+    assert derived.reference_of(made([*others, teacher]), teacher) is None
+
+
+def test_the_first_network_stands_for_a_student_that_is_not_there() -> None:
+    first, second = timed("x3d_s", "inference", 4, [1.0]), timed("movinet", "inference", 4, [1.0])
+    results = replace(made([timed("", "load", 4, [1.0]), first, second]), networks=[])
+    assert derived.parties(results) == ["x3d_s", "movinet"]
+    assert derived.reference_of(results, second) is first
+    assert derived.reference(replace(results, networks=[replace(STUDENT, party="movinet")])) == "movinet"
+    assert derived.parties(made([second, timed("student", "inference", 4, [1.0])])) == ["student", "movinet"]
+    assert derived.reference(replace(made([]), networks=[])) == ""
 
 
 def test_the_clock_is_the_wall_s_where_others_work_too() -> None:
@@ -150,6 +161,26 @@ def test_stages_are_those_of_the_same_way() -> None:
     assert derived.stage_rows(results) == [
         ("student · bf16 · 4 clips", "100", "load 30.0, copy 20.0, inference 40.0", "90")
     ]
+
+
+def test_a_way_with_workers_is_made_of_their_loading() -> None:
+    end = timed("student", "end to end", 4, [0.4], variant="bf16, 2 workers")
+    parts = [
+        timed("", "load", 4, [0.8], variant="this process"),
+        timed("", "load", 4, [0.36], variant="2 workers"),
+        timed("student", "inference", 4, [4.0]),
+        timed("student", "inference", 4, [0.2], variant="bf16"),
+    ]
+    results = made([*parts, end])
+    found = derived.stages(results, derived.summaries(results), end)
+    assert found is not None
+    assert found.parts == pytest.approx({"load": 0.09, "inference": 0.05})
+    assert (found.longest, found.explained) == ("load", pytest.approx(1.4))
+    alone = replace(end, variant="bf16")
+    results = made([*parts, alone])
+    found = derived.stages(results, derived.summaries(results), alone)
+    assert found is not None
+    assert found.parts["load"] == pytest.approx(0.2)
 
 
 def test_decoding_and_transforming_stand_in_for_loading() -> None:

@@ -68,9 +68,14 @@ def summaries(results: Results) -> dict[str, Summary]:
 
 
 def parties(results: Results) -> list[str]:
-    """The student, if it was measured, and the teachers."""
+    """All networks: the student first, if there is one."""
     named = [one.party for one in results.networks] + [one.party for one in results.measurements]
     return sorted(dict.fromkeys(party for party in named if party), key=lambda party: party != STUDENT)
+
+
+def reference(results: Results) -> str:
+    """The network that all others are compared with: the student, or the first one; "" where there is none."""
+    return next(iter(parties(results)), "")
 
 
 def speed_up(results: Results, measurement: Measurement, other: Measurement) -> Interval | None:
@@ -90,11 +95,12 @@ def speed_up(results: Results, measurement: Measurement, other: Measurement) -> 
     return ratio(list(others), list(mine))
 
 
-def student_of(results: Results, measurement: Measurement) -> Measurement | None:
-    """What the student did under the same setting, for a measurement of a teacher; None for others."""
-    if measurement.party in ("", STUDENT):
+def reference_of(results: Results, measurement: Measurement) -> Measurement | None:
+    """What the reference did under the same setting, for a measurement of another network; None for what is none."""
+    first = reference(results)
+    if measurement.party in ("", first):
         return None
-    same = results.of(STUDENT, measurement.stage, measurement.variant)
+    same = results.of(first, measurement.stage, measurement.variant)
     return next((one for one in same if one.clips == measurement.clips), None)
 
 
@@ -107,20 +113,26 @@ def fastest(results: Results, found: Summaries, party: str, stage: Stage) -> Mea
 def stages(results: Results, found: Summaries, end: Measurement) -> Stages | None:
     """The parts of an end to end measurement: loading (or decoding and transforming), copying, inference.
 
-    Inference counts for the same variant and number of clips only. The others count under the name that the end to
-    end measurement or the setting has ("format", "backend") if they have such a one, and for the nearest number of
-    clips. None where inference or loading was not measured.
+    Inference counts for the same variant and number of clips only. The others count under a name that the end to end
+    measurement has ("bf16, 4 workers" was loaded by "4 workers") or else the setting ("format", "backend"), or else as
+    they were measured first, and for the nearest number of clips. None where inference or loading was not measured.
     """
-    names = {end.variant, *(str(results.setting[key]) for key in ("format", "backend") if key in results.setting)}
+    mine = {end.variant, *end.variant.split(", ")}
+    names = {str(results.setting[key]) for key in ("format", "backend") if key in results.setting}
 
     def seconds(stage: Stage) -> float | None:
         of = [one for one in results.measurements if one.stage == stage and one.party in (end.party, "")]
         of = [one for one in of if one.name in found]
         if stage == "inference":
-            of = [one for one in of if (one.variant, one.clips) == (end.variant, end.clips)]
+            of = [one for one in of if one.variant in mine and one.clips == end.clips]
         if not of:
             return None
-        best = min(of, key=lambda one: (not one.party, one.variant not in names, abs(math.log(one.clips / end.clips))))
+
+        def distance(one: Measurement) -> tuple[bool, bool, bool, float]:
+            named = one.variant not in mine, one.variant not in names
+            return not one.party, *named, abs(math.log(one.clips / end.clips))
+
+        best = min(of, key=distance)
         return 1 / found[best.name].clips_per_second
 
     if end.name not in found:
@@ -215,22 +227,25 @@ SPEED_COLUMNS = (
     "± %",
     "memory",
     "same top-1 %",
-    "student is ×",
+    "× slower",
     "of limit %",
     "× real time",
 )
 
 
 def speed_rows(results: Results) -> list[tuple[str, ...]]:
-    """One row for each measurement, under `SPEED_COLUMNS`; of one that failed, why."""
+    """One row for each measurement, under `SPEED_COLUMNS`; of one that failed, why.
+
+    "× slower" is how many times as long a clip takes as it takes the student (or the first network).
+    """
     found = summaries(results)
     rows = []
     for one in results.measurements:
         if one.name not in found:
             rows.append((one.name, one.error or "not measured", *[""] * (len(SPEED_COLUMNS) - 2)))
             continue
-        said, student = found[one.name], student_of(results, one)
-        factor = None if student is None else speed_up(results, student, one)
+        said, first = found[one.name], reference_of(results, one)
+        factor = None if first is None else speed_up(results, first, one)
         share, video = share_of_limit(results, found, one), real_time(results, found, one)
         memory = one.resident_bytes if one.peak_device_bytes is None else one.peak_device_bytes
         rows.append(

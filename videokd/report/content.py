@@ -261,7 +261,7 @@ def _magnitude(value: float, kind: Kind) -> str:
 
 
 def _metric(value: float) -> str:
-    for prefix, unit in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= unit:
             return f"{value / unit:.3g} {prefix}" if abs(value) < 999.5 * unit else f"{value / unit:,.0f} {prefix}"
     return f"{value:.3g}"

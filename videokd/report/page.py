@@ -31,10 +31,16 @@ class Written:
 
     page: Path
     markdown: Path
-    json: Path
     missing: Sequence[Missing]
     faults: Sequence[str]
     """Of the videos that could not be shown."""
+
+
+@dataclass(frozen=True)
+class WrittenReport(Written):
+    """What `write_report` left."""
+
+    json: Path
 
 
 def write_report(
@@ -45,7 +51,7 @@ def write_report(
     machine: Machine | None = None,
     trust: Collection[str] = (),
     advance: Callable[[], None] = lambda: None,
-) -> Written:
+) -> WrittenReport:
     """Writes a report on studies and runs: `out`, and beside it the same name with .md and .json, and the folder of
     pictures that the Markdown links to.
 
@@ -65,8 +71,10 @@ def write_report(
         chapter(subject, videos=videos, machine=machine, trust=trust, advance=advance) for subject in subjects(folders)
     ]
     written = write_chapters(chapters, out, note="Shares are per cent of clips, differences are points.")
+    report = WrittenReport(**vars(written), json=out.with_suffix(".json"))
+    write_text(report.json, json.dumps(numbers(chapters), indent=1, ensure_ascii=False) + "\n")
     advance()
-    return written
+    return report
 
 
 def check_name(out: Path) -> None:
@@ -80,7 +88,7 @@ def check_name(out: Path) -> None:
 
 
 def write_chapters(chapters: Sequence[Chapter], out: Path, *, note: str = "") -> Written:
-    """Writes the page, the same as Markdown and as JSON, and the folder of pictures.
+    """Writes the page, the same as Markdown, and the folder of pictures.
 
     Args:
         chapters: in the order of the page.
@@ -98,7 +106,6 @@ def write_chapters(chapters: Sequence[Chapter], out: Path, *, note: str = "") ->
     written = Written(
         page=out,
         markdown=out.with_suffix(".md"),
-        json=out.with_suffix(".json"),
         missing=[missing for one in chapters for missing in one.missing],
         faults=[f"{film.id}: {film.fault}" for one in chapters for film in films_of(one) if film.fault],
     )
@@ -108,7 +115,6 @@ def write_chapters(chapters: Sequence[Chapter], out: Path, *, note: str = "") ->
     for name, data in files.items():
         write_bytes(pictures / name, data)
     write_text(written.markdown, text)
-    write_text(written.json, json.dumps(numbers(chapters), indent=1, ensure_ascii=False) + "\n")
     return written
 
 

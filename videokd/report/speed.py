@@ -35,8 +35,8 @@ _DPI = 140
 
 
 def write_speed_page(each: Sequence[Results], out: Path) -> Written:
-    """Writes a page on benchmarks: `out`, beside it the same name with .md and .json, and a folder of its pictures, as
-    SVG and as PNG.
+    """Writes a page on benchmarks: `out`, beside it the same name with .md, and a folder of its pictures, as SVG and as
+    PNG. There is no .json of the page: the results have all numbers, and may lie there under that name.
 
     Args:
         each: a chapter for each of them, and one that compares their networks where there are several.
@@ -52,7 +52,7 @@ def write_speed_page(each: Sequence[Results], out: Path) -> Written:
     chapters = [speed_chapter(one, looks=looks) for one in each]
     if len(each) > 1:
         chapters.insert(0, together(each))
-    written = write_chapters(chapters, out, note="Rates are by the wall clock; ms and s are thousandths and seconds.")
+    written = write_chapters(chapters, out, note="Rates are clips over wall seconds, all work done.")
     pictures = out.with_name(f"{out.stem}_pictures")
     with matplotlib.rc_context(STYLE):
         for number, chapter in enumerate(chapters):
@@ -141,6 +141,9 @@ def together(each: Sequence[Results]) -> Chapter:
 def speed_looks(parties: Sequence[str]) -> dict[str, Look]:
     """A look for each party: the student's is that of a distilled one, the first teacher's that of a teacher."""
     parties = list(dict.fromkeys(parties))
+    if derived.STUDENT not in parties:
+        spare = looks_of(f"network {number}" for number in range(len(parties)))
+        return {party: replace(look, title=party) for party, look in zip(parties, spare.values(), strict=True)}
     teachers = [party for party in parties if party != derived.STUDENT]
     # By numbers: a party may have the name of an arm.
     others = [f"teacher {number}" for number in range(2, len(teachers) + 1)]
@@ -209,7 +212,9 @@ def _verdict(bench: Bench) -> str:
     factors = [
         f"{shown(factor.value, 'number')} times as many as {party}" for party, factor in bench.speed_ups(best).items()
     ]
-    return " ".join([", ".join([said, *factors]) + ".", *bench.results.notes[:1]])
+    end = derived.fastest(bench.results, bench.found, best.party, "end to end")
+    way = f"From files to logits it is {shown(bench.rate(end), 'number')} clips/s ({under(end)})." if end else ""
+    return f"{', '.join([said, *factors])}. {way if best.stage == 'inference' else ''}".strip()
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from videokd.report.content import Look, shown
@@ -21,6 +21,8 @@ DRAWN_CALLS = 240
 
 _MARKERS = "osv^PXdD"
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1, 1.5)))
+_PARTY, _VARIANT = 14, 16
+"""Letters of a name before it is cut."""
 _FROM_ZERO = 12.0
 """Values that differ by a larger factor are drawn on a logarithmic scale."""
 
@@ -62,7 +64,7 @@ def over_clips(each: Sequence[Series], looks: Looks, *, title: str) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     _rates(axes, [y for one in each for y in one.y])
-    names = [cut(" ".join(part for part in (_title(one.arm, looks), one.variant) if part)) for one in each]
+    names = [_name(one.arm, one.variant, looks) for one in each]
     _at_the_end(axes, [(one.x[-1], one.y[-1]) for one in each], names, place=max(ticks) * 2 ** (0.06 * reach))
     axes.set_title(title)
     axes.set_xlabel("clips a call")
@@ -86,7 +88,7 @@ def waterfall(parts: Mapping[str, float], whole: float, look: Look, *, title: st
     _beside(axes, max(whole, begun if begun < 1.15 * whole else 0), len(parts), shown(whole, "number"))
     axes.set_xlim(0, 1.14 * max(begun, whole))
     row_names(axes, [*parts, "end to end"])
-    axes.set_title(title)
+    axes.set_title(cut(title, _PARTY + _VARIANT + 2))
     axes.set_xlabel("ms a clip")
     return figure
 
@@ -108,7 +110,7 @@ def calls(each: Sequence[tuple[str, str, Sequence[float]]], looks: Looks, *, tit
         _plain_log(axes, "x")
     else:
         axes.set_xlim(0, 1.04 * max(every))
-    row_names(axes, [" ".join(part for part in (_title(arm, looks), variant) if part) for arm, variant, _ in each])
+    axes.set_yticks(range(len(each)), [_name(arm, variant, looks) for arm, variant, _ in each])
     axes.set_title(title)
     axes.set_xlabel("ms a call")
     return figure
@@ -121,7 +123,7 @@ def roofline(
     """Multiply-accumulates a second over those a byte: (party, name, intensity, pace), under what the machine can do.
 
     Args:
-        points: their names are unique.
+        points: the same name has the same mark.
         looks: of the parties.
         roofs: name -> multiply-accumulates a second of large products.
         slope: bytes a second of a copy.
@@ -133,9 +135,8 @@ def roofline(
     across = np.geomspace(left, right, 200)
     for name, roof in roofs.items():
         axes.plot(across, np.minimum(roof, slope * across), color=FAINT, lw=1.2)
-        axes.annotate(
-            cut(name), (right, roof), (0, 3), textcoords="offset points", ha="right", color=FAINT, fontsize=8.5
-        )
+        # Outside, where no point lies.
+        axes.annotate(cut(name), (right, roof), (5, 0), textcoords="offset points", va="center", color=FAINT)
     variants = list(dict.fromkeys(name for _, name, _, _ in points))
     for arm, name, intensity, pace in points:
         marker = _MARKERS[variants.index(name) % len(_MARKERS)]
@@ -146,7 +147,9 @@ def roofline(
     axes.set_yscale("log")
     axes.set_xlim(left, right)
     axes.set_ylim(min(y for *_, y in points) / 3, 2.2 * max(roofs.values()))
-    _near(axes, [(intensity, pace) for *_, intensity, pace in points], [name for _, name, *_ in points])
+    for place, name in enumerate(variants):
+        axes.plot([], [], _MARKERS[place % len(_MARKERS)], color=FAINT, ms=6, mew=0, label=cut(name, _VARIANT))
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, handletextpad=0.2)
     _plain_log(axes, "xy")
     axes.grid(axis="both")
     axes.set_xlabel("multiply-accumulates a byte")
@@ -170,7 +173,7 @@ def accuracy(
     axes.plot([*xs, xs[-1]], [*ys, 0], color=FAINT, lw=1, ls=(0, (3, 3)), drawstyle="steps-pre", zorder=1)
     for name, (pace, share) in points.items():
         look = looks[name]
-        axes.plot([pace], [100 * share], look.marker, color=look.light, ms=8.5, markeredgecolor=PAPER, mew=1)
+        axes.plot([pace], [100 * share], look.marker, color=look.light, ms=8.5, markeredgecolor=PAPER, mew=1, zorder=5)
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     shares = [100 * share for _, share in points.values()]
@@ -207,8 +210,10 @@ def _colour(arm: str, looks: Looks) -> str:
     return looks[arm].light if arm in looks else FAINT
 
 
-def _title(arm: str, looks: Looks) -> str:
-    return looks[arm].title if arm in looks else arm
+def _name(arm: str, variant: str, looks: Looks) -> str:
+    """Both, none of them cut away by the other."""
+    title = looks[arm].title if arm in looks else arm
+    return " ".join(part for part in (cut(title, _PARTY), cut(variant, _VARIANT)) if part)
 
 
 def _beside(axes: Axes, x: float, row: float, text: str) -> None:
@@ -229,6 +234,8 @@ def _plain_log(axes: Axes, which: str) -> None:
     # Not as mathematics, which a page has no fonts for.
     for one in which:
         axis = axes.xaxis if one == "x" else axes.yaxis
+        (low, high) = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: shown(float(value), "size").replace(" ", "")))
         axis.set_minor_formatter(NullFormatter())
 

@@ -40,7 +40,7 @@ def limits(bench: Bench) -> Section | Missing:
                 1000 / bench.rate(one),
                 None if least is None else least.by,
                 derived.share_of_limit(results, bench.found, one),
-                None if macs is None else macs * bench.rate(one) / 1e9,
+                None if macs is None else macs * bench.rate(one),
                 derived.real_time(results, bench.found, one),
                 None if end is None else derived.real_time(results, bench.found, end),
             ]
@@ -92,12 +92,12 @@ def limits(bench: Bench) -> Section | Missing:
         Column(title="measured, ms/clip"),
         Column(title="bound by", kind="name", note="which of the two takes longer"),
         Column(title="of the limit %", kind="share", note="at least / measured"),
-        Column(title="GMAC/s"),
+        Column(title="MAC/s", kind="size"),
         Column(title="× real time, inference", note="seconds of video a second: clips/s times what a clip spans"),
         Column(title="× real time, end to end"),
     ]
     columns, rows = known(columns, rows)
-    blocks.append(Table(columns=columns, rows=rows, note="A dash is not known: no ceiling was measured for it."))
+    blocks.append(Table(columns=columns, rows=rows, note="A dash is not known, or was not measured."))
     if results.ceilings:
         blocks.append(_ceilings(bench))
     return Section(
@@ -162,7 +162,7 @@ def caveats(bench: Bench) -> Section | None:
         if not one.is_stable:
             items.append(f"{one.name} still became faster when the clock started.")
         if said.spread > UNEVEN:
-            items.append(f"{one.name}: rounds differ, by {shown(said.spread, 'ratio')} in the middle half.")
+            items.append(f"{one.name}: half of the rounds are over {shown(said.spread, 'ratio')} off their median.")
     if not items:
         return None
     return Section(

@@ -1,6 +1,7 @@
 """The sections of a benchmark's page, each made of what was measured, or named as missing."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +27,14 @@ from videokd.report.content import (
     Table,
     shown,
 )
+from videokd.report.figures import cut
 
 SAID: Mapping[Stage, str] = {"inference": "inference", "end to end": "from files to logits"}
 
 COMMAND = "videokd bench"
 _STEPS: tuple[Stage, ...] = ("training step", "online step", "stored step")
+_LARGE = 3
+_ANSWERS: tuple[Stage, ...] = ("inference", "end to end", *_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +71,16 @@ class Bench:
         ]
 
     def lead(self) -> Measurement | None:
-        """What the page begins with: the student's fastest way from files to logits, or its fastest inference."""
-        for party in self.parties:
-            stages: tuple[Stage, ...] = ("end to end", "inference", *_STEPS)
-            for stage in stages:
-                if (best := derived.fastest(self.results, self.found, party, stage)) is not None:
-                    return best
-        return None
+        """What the page begins with: the fastest inference of the student (or first network), or what there is."""
+        tried = ((party, stage) for stage in _ANSWERS for party in self.parties)
+        found = (derived.fastest(self.results, self.found, party, stage) for party, stage in tried)
+        return next((one for one in found if one is not None), None)
 
     def speed_ups(self, one: Measurement) -> dict[str, Interval]:
-        """Teacher -> how many times as fast `one` is under the same setting."""
+        """Other network -> how many times as fast `one`, the reference's, is under the same setting."""
         found = {}
         for other in self.results.measurements:
-            if one.party == derived.STUDENT and derived.student_of(self.results, other) is one:
+            if derived.reference_of(self.results, other) is one:
                 factor = derived.speed_up(self.results, one, other)
                 if factor is not None:
                     found[other.party] = factor
@@ -93,14 +94,14 @@ def answer(bench: Bench) -> Section | Missing:
     blocks: list[Block] = [Figures(items=_large(bench))]
     if bench.results.notes:
         blocks.append(Prose(items=list(bench.results.notes)))
-    of_parties = [one for one in bench.results.measurements if one.party]
+    of_parties = [one for stage in _ANSWERS for one in bench.results.measurements if one.party and one.stage == stage]
     settings = list(dict.fromkeys((one.stage, one.variant, one.clips) for one in of_parties))
-    teachers = [party for party in bench.parties if party != derived.STUDENT]
+    first, *others = bench.parties or [""]
     columns = [Column(title="stage", kind="name"), Column(title="variant", kind="name")]
     columns += [Column(title="clips a call", kind="count")]
     columns += [Column(title=f"{party}, clips/s") for party in bench.parties]
-    note = "how many times the teacher's clips/s; median of the rounds' ratios, 95 % interval"
-    columns += [Column(title=f"student over {party}", note=note) for party in teachers]
+    note = "how many times the other's clips/s; median of the rounds' ratios, 95 % interval"
+    columns += [Column(title=f"{first} over {party}", note=note) for party in others]
     rows: list[list[Cell]] = []
     for stage, variant, clips in settings:
         same = {one.party: one for one in of_parties if (one.stage, one.variant, one.clips) == (stage, variant, clips)}
@@ -108,9 +109,8 @@ def answer(bench: Bench) -> Section | Missing:
         for party in bench.parties:
             other = same.get(party)
             row.append(None if other is None else bench.rate(other) if other.name in bench.found else why(other))
-        student = same.get(derived.STUDENT)
-        factors = {} if student is None else bench.speed_ups(student)
-        row += [_span(factors.get(party)) for party in teachers]
+        factors = bench.speed_ups(same[first]) if first in same else {}
+        row += [_span(factors.get(party)) for party in others]
         rows.append(row)
     if rows:
         blocks.append(Table(columns=columns, rows=rows, note="A dash was not measured, or has nothing beside it."))
@@ -123,9 +123,10 @@ def answer(bench: Bench) -> Section | Missing:
 
 
 def _large(bench: Bench) -> list[tuple[str, str, str]]:
+    """The first few networks; the table has them all."""
     best = bench.lead()
     items = []
-    for party in bench.parties:
+    for party in bench.parties[:_LARGE]:
         if best is None:
             break
         mine = derived.fastest(bench.results, bench.found, party, best.stage)
@@ -134,12 +135,16 @@ def _large(bench: Bench) -> list[tuple[str, str, str]]:
             items.append((shown(bench.rate(mine), "number"), what, f"at its fastest: {under(mine)}"))
     if best is None:
         return items
-    for party, factor in bench.speed_ups(best).items():
+    for party, factor in list(bench.speed_ups(best).items())[: _LARGE - 1]:
         sure = f"95 % interval {shown(factor.low, 'number')} to {shown(factor.high, 'number')}, both {under(best)}"
         items.append((f"{shown(factor.value, 'number')}×", f"the rate of {party}", sure))
-    video = derived.real_time(bench.results, bench.found, best)
+    end = derived.fastest(bench.results, bench.found, best.party, "end to end")
+    if best.stage == "inference" and end is not None:
+        items.append((shown(bench.rate(end), "number"), f"clips/s of {best.party}, {SAID['end to end']}", under(end)))
+    video = derived.real_time(bench.results, bench.found, end or best)
     if video is not None:
-        items.append((f"{shown(video, 'number')}×", "real time", f"seconds of video a second, {best.party}"))
+        how = f"seconds of video a second, {best.party}, {SAID[(end or best).stage]}"
+        items.append((f"{shown(video, 'number')}×", "real time", how))
     return items
 
 
@@ -168,7 +173,11 @@ def throughput(bench: Bench) -> Section | None:
             for one in series
         )
         panels.append(
-            Panel(figure=speed_figures.over_clips(series, bench.looks, title=stage), said=f"{stage}, clips/s: {said}")
+            Panel(
+                figure=speed_figures.over_clips(series, bench.looks, title=stage),
+                said=f"{stage}, clips/s: {said}",
+                wide=True,
+            )
         )
         drawn.append(stage)
     if not panels:
@@ -205,11 +214,11 @@ def stages(bench: Bench) -> Section | Missing:
         party = best.end.party
         parts = {str(stage): 1000 * seconds for stage, seconds in best.parts.items()}
         figure = speed_figures.waterfall(
-            parts, 1000 * best.seconds, bench.looks[party], title=f"{party}, {under(best.end)}"
+            parts, 1000 * best.seconds, bench.looks[party], title=f"{cut(party, 14)}, {best.end.variant}"
         )
         said = ", ".join(f"{stage} {shown(ms, 'number')}" for stage, ms in parts.items())
         whole = f"end to end {shown(1000 * best.seconds, 'number')}"
-        panels.append(Panel(figure=figure, said=f"ms a clip of {party}: {said}, {whole}"))
+        panels.append(Panel(figure=figure, said=f"ms a clip of {party}: {said}, {whole}", wide=True))
     every = list(dict.fromkeys(stage for one in found for stage in one.parts))
     columns = [
         Column(title="party", kind="arm"),
@@ -266,7 +275,9 @@ def latency(bench: Bench) -> Section | Missing:
         of = [one for one in timed if one.stage == stage]
         if not of:
             continue
-        fewest = min(one.clips for one in of)
+        # The one of most variants; a sweep has other numbers of clips for few of them.
+        counts = Counter(one.clips for one in of)
+        fewest = min(clips for clips, count in counts.items() if count == max(counts.values()))
         each = [
             (one.party, one.variant, [1000 * seconds for seconds in one.latencies]) for one in of if one.clips == fewest
         ]
@@ -277,18 +288,18 @@ def latency(bench: Bench) -> Section | Missing:
             for party, variant, ms in each
         )
         figure = speed_figures.calls(each, bench.looks, title=f"{stage}, {clips}")
-        panels.append(Panel(figure=figure, said=f"{stage}, ms a call, {clips}: medians {said}"))
+        panels.append(Panel(figure=figure, said=f"{stage}, ms a call, {clips}: medians {said}", wide=True))
         shown_of += [one.party for one in of if one.clips == fewest]
     return Section(
         name="latency",
         title="Latency",
-        lead="How long one waits for an answer. A mean hides the slow calls, so every call is drawn.",
+        lead="How long one waits for an answer. A mean hides the slow calls: here they are, one by one.",
         blocks=[
             Plot(
                 name="latency",
-                caption="Further left is better, and narrower. Each dot is a call that was awaited, of the smallest "
-                "number of clips; the thick mark is the median, the thin ones are the times that 95 % and 99 % of the "
-                "calls stay below. Of many calls, some are drawn, the fastest and the slowest among them.",
+                caption="Further left is better, and narrower. Each dot is a call that was awaited; the thick mark is "
+                "the median, the thin ones are the times that 95 % and 99 % of the calls stay below. Of many calls, "
+                "some are drawn, the fastest and the slowest among them.",
                 panels=panels,
                 arms=[party for party in bench.parties if party in shown_of],
             )
