@@ -81,7 +81,8 @@ def test_the_first_network_stands_for_a_student_that_is_not_there() -> None:
     assert derived.parties(results) == ["x3d_s", "movinet"]
     assert derived.reference_of(results, second) is first
     assert derived.reference(replace(results, networks=[replace(STUDENT, party="movinet")])) == "movinet"
-    assert derived.parties(made([second, timed("student", "inference", 4, [1.0])])) == ["student", "movinet"]
+    late = replace(made([second, timed("student", "inference", 4, [1.0])]), networks=[])
+    assert derived.parties(late) == ["student", "movinet"]
     assert derived.reference(replace(made([]), networks=[])) == ""
 
 
@@ -190,7 +191,9 @@ def test_decoding_and_transforming_stand_in_for_loading() -> None:
     found = derived.stages(results, derived.summaries(results), end)
     assert found is not None
     assert found.parts == pytest.approx({"decode": 0.2, "transform": 0.1, "inference": 0.5})
-    for lacking in ([inference, end], [timed("", "load", 1, [0.2]), end]):
+    load = timed("", "load", 1, [0.2])
+    of_others = [timed("student", "inference", 8, [0.5]), timed("student", "inference", 1, [0.5], variant="bf16")]
+    for lacking in ([inference, end], [load, end], [load, *of_others, end]):
         assert derived.stages(made(lacking), derived.summaries(made(lacking)), end) is None
 
 
@@ -224,6 +227,7 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
         "middle": (3.0, 0.8),
         "fast": (9.0, 0.5),
         "tie": (3.0, 0.7),
+        "no better, slower": (2.5, 0.8),
     }
     assert derived.front(points) == ["slow best", "middle", "fast"]
 

@@ -199,6 +199,9 @@ def test_accuracy_stands_over_the_videos_that_its_views_allow(results: Results, 
         (network,) = [one for one in results.networks if one.party == party]
         assert (accuracy, views) == (network.accuracy, network.views)
         assert videos == pytest.approx(clips / network.views)  # type: ignore[operator]
+    marks = [line for line in plot(chapter, "accuracy").panels[0].figure.axes[0].lines if len(line.get_xdata()) == 1]
+    drawn = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in marks]
+    assert drawn == [pytest.approx((row[2], 100 * row[1])) for row in numbers.rows]  # type: ignore[union-attr, operator]
     without = replace(results, networks=[replace(one, accuracy=None) for one in results.networks])
     assert [one.title for one in speed_chapter(without).missing] == ["Accuracy over rate"]
 
