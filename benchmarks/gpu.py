@@ -35,7 +35,7 @@ from videokd.bench.variants import Variant
 from videokd.contracts import Dense, InputSpec
 from videokd.machine import Machine
 from videokd.models import CompactShift, HuggingFaceVideo, ModelConfig, TimmVideo, catalogue
-from videokd.report.speed import write_speed_page
+from videokd.report.speed.page import write_speed_page
 from videokd.report.tables import markdown_table
 
 FRAMES = InputSpec(frames=8, size=224, sampling=Dense(stride=4))

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from videokd.bench.results import Measurement, Results, Round, read_results, write_results
-from videokd.report import speed_figures
 from videokd.report.content import Chapter, Plot, Table
 from videokd.report.page import plots_of
-from videokd.report.speed import speed_chapter, speed_looks, together, write_speed_page
+from videokd.report.speed import figures as speed_figures
+from videokd.report.speed.page import speed_chapter, speed_looks, together, write_speed_page
 
 CHROMIUM = shutil.which("chromium")
 EVIL = "<script>alert(1)</script>"

@@ -12,7 +12,7 @@ from videokd.bench.comparing import COLUMNS as COMPARED
 from videokd.bench.comparing import compare as compare_results
 from videokd.bench.comparing import comparison_rows
 from videokd.bench.contenders import Patience
-from videokd.bench.derived import SPEED_COLUMNS, speed_rows
+from videokd.bench.derived import SPEED_COLUMNS, STAGE_COLUMNS, speed_rows, stage_rows
 from videokd.bench.results import read_results, write_results
 from videokd.bench.stages import chosen
 from videokd.bench.subjects import subject
@@ -21,7 +21,7 @@ from videokd.cli.options import CONSOLE, HowToRead, ListOptions
 from videokd.clips.manifest import Manifest, is_url
 from videokd.machine import Machine
 from videokd.recipe import Recipe
-from videokd.report.speed import write_speed_page
+from videokd.report.speed.page import write_speed_page
 from videokd.report.tables import terminal_table
 
 
@@ -95,6 +95,8 @@ def bench(
     write_results(out / "bench.json", results)
     write_speed_page([results], out / "page.html")
     CONSOLE.print(terminal_table(SPEED_COLUMNS, speed_rows(results), title=results.subject))
+    if stages := stage_rows(results):
+        CONSOLE.print(terminal_table(STAGE_COLUMNS, stages, title="from files to logits, and what it is made of"))
     for note in results.notes:
         CONSOLE.print(note, highlight=False)
     CONSOLE.print(f"\nAll numbers: {out / 'bench.json'}; page: {out / 'page.html'}", highlight=False)

@@ -11,7 +11,6 @@ import numpy as np
 from videokd.bench import derived
 from videokd.bench.results import Measurement, Results, Stage
 from videokd.bench.statistics import Interval, Summary
-from videokd.report import speed_figures
 from videokd.report.content import (
     Block,
     Cell,
@@ -28,6 +27,7 @@ from videokd.report.content import (
     shown,
 )
 from videokd.report.figures import cut
+from videokd.report.speed import figures as speed_figures
 
 SAID: Mapping[Stage, str] = {"inference": "inference", "end to end": "from files to logits"}
 

@@ -8,9 +8,6 @@ import matplotlib
 
 from videokd.bench import derived
 from videokd.bench.results import Results, Stage
-from videokd.report import speed_figures
-from videokd.report import speed_grounds as grounds
-from videokd.report import speed_sections as sections
 from videokd.report.content import (
     Block,
     Cell,
@@ -27,7 +24,9 @@ from videokd.report.content import (
 )
 from videokd.report.looks import DISTILLED, TEACHER, looks_of
 from videokd.report.page import Written, check_name, plots_of, write_chapters
-from videokd.report.speed_sections import SAID, Bench, begun, under
+from videokd.report.speed import figures as speed_figures
+from videokd.report.speed import grounds, sections
+from videokd.report.speed.sections import SAID, Bench, begun, under
 from videokd.report.subject import at
 from videokd.report.svg import STYLE
 

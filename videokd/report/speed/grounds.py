@@ -9,9 +9,9 @@ import numpy as np
 
 from videokd.bench import derived
 from videokd.bench.results import Measurement
-from videokd.report import speed_figures
 from videokd.report.content import Block, Cell, Code, Column, Missing, Panel, Plot, Prose, Section, Table, shown
-from videokd.report.speed_sections import COMMAND, Bench, known, under, why
+from videokd.report.speed import figures as speed_figures
+from videokd.report.speed.sections import COMMAND, Bench, known, under, why
 from videokd.report.subject import at
 
 UNEVEN = 0.05
