@@ -75,6 +75,11 @@ def test_a_run_is_timed_stage_by_stage(done: Path) -> None:
     assert 0 < difference.relative < 0.1
 
 
+def test_the_noise_is_said_in_words(done: Path) -> None:
+    notes = read_results(done / "bench.json").notes
+    assert notes[0].startswith("student against itself, eager: ")
+
+
 def test_networks_are_described_with_what_their_run_scored(done: Path, run: Path) -> None:
     student, teacher = read_results(done / "bench.json").networks
     assert (student.party, student.architecture, student.accuracy) == ("student", "CompactShift", 0.75)
@@ -227,3 +232,31 @@ def test_variants_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["bench", "--help"])
     said = capsys.readouterr().out
     assert all(variant in said for variant in VARIANTS)
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_its_own_variants_clock_and_stages(run: Path, tmp_path: Path) -> None:
+    variants = ["eager", "bf16", "fp16", "channels-last", "compile-bf16", "cuda-graphs-bf16"]
+    arguments = [
+        "--out",
+        str(tmp_path),
+        "--variants",
+        *variants,
+        "--batch-size",
+        "2",
+        "--clips",
+        "6",
+        "--device",
+        "cuda",
+    ]
+    assert main(["bench", str(run), *arguments, *FAST]) == 0
+    found = read_results(tmp_path / "bench.json")
+    assert [one.error for one in found.measurements] == [None] * len(found.measurements)
+    assert found.setting["clock"] == "device"
+    assert "copy" in {one.stage for one in found.measurements}
+    for one in found.measurements:
+        assert all(timed.device is not None and timed.device > 0 for timed in one.rounds)
+        assert one.peak_device_bytes
+    agreement = {one.variant: one.difference.top1_agreement for one in found.measurements if one.difference}
+    assert set(agreement) == set(variants) - {"eager"}
+    assert {one.what for one in found.ceilings} >= {"matmul fp16", "copy to device"}

@@ -225,3 +225,15 @@ def test_rows_of_the_table_match_hand_written_ones() -> None:
         (f"{name} · 2 clips", "10", "12.5", "1.250", "1.250 to 1.250", "can't tell", few),
     ]
     assert {len(row) for row in rows} == {len(COLUMNS)}
+
+
+def test_without_a_yardstick_nothing_is_said_of_the_code() -> None:
+    def loaded(seconds: float) -> Measurement:
+        each = [Round(calls=2, wall=2 * seconds, cpu=0.001, device=None, yardstick=None)] * 20
+        return Measurement(party="", stage="load", variant="4 workers", clips=8, rounds=each)
+
+    found = compare(results(loaded(0.1)), results(loaded(0.2)))
+    (row,) = found.rows
+    assert (row.verdict, row.old_seconds, row.new_seconds) == ("can't tell", 0.1, 0.2)  # by the wall clock
+    assert "other processes worked too" in row.note
+    assert not found.regressed

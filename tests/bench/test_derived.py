@@ -237,3 +237,14 @@ def test_the_fastest_is_over_variants_and_clips() -> None:
     results = made([timed("student", "inference", 1, [0.1]), fast, timed("student", "end to end", 8, [0.01])])
     assert derived.fastest(results, derived.summaries(results), "student", "inference") is fast
     assert derived.fastest(results, derived.summaries(results), "nobody", "inference") is None
+
+
+def test_networks_stand_with_what_a_video_costs() -> None:
+    half = Network(party="t", architecture="T", input="in", params=None, macs=None, param_bytes=None)
+    costly = replace(STUDENT, params=1_500_000, macs=2_000_000_000, views=30, accuracy=0.5)
+    results = replace(made([]), networks=[costly, half])
+    assert derived.network_rows(results) == [
+        ("student", "s", "", "1.50", "2.00", "60.0", "50.0"),
+        ("t", "T", "in", "", "", "", ""),
+    ]
+    assert len(derived.NETWORK_COLUMNS) == 7

@@ -1,6 +1,7 @@
 """Medians and ratios by hand, and how often their intervals hold the truth on made-up rounds."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,3 +176,8 @@ def test_fewest_rounds_have_the_median_between_their_extremes(level: float, fewe
 )
 def test_warm_up_ends_when_calls_stop_becoming_faster(seconds: list[float], stable: bool) -> None:
     assert is_stable(seconds) is stable
+
+
+def test_seconds_over_no_yardstick_are_refused() -> None:
+    with pytest.raises(ValueError, match="round 2 has no yardstick"):
+        relative([ROUNDS[0], replace(ROUNDS[1], yardstick=None)], "cpu")

@@ -12,8 +12,8 @@ from torchvision.models import get_model
 
 from videokd.contracts import Clip, InputSpec
 from videokd.models import CompactShift, Conv3d, VideoResNet, load_model, save_model
-from videokd.models.cost import cost
-from videokd.models.model import step_times
+from videokd.models.cost import cost, cost_of
+from videokd.models.model import ModelConfig, step_times
 
 
 def test_step_times_are_centres_of_the_kernel() -> None:
@@ -43,13 +43,22 @@ def test_the_door_normalises_by_the_input_spec() -> None:
 
 
 def test_cost_is_counted_at_the_models_own_input() -> None:
-    # Hand count of a linear chain: CompactShift width 16 at 8 x 32 px, 12 classes, as REGIME's student.
+    # Hand count of a linear chain: CompactShift width 16 at 8 x 32 px, 12 classes.
     price = cost(CompactShift().build([str(k) for k in range(12)]))
     stem = 8 * 8 * 8 * 16 * 3 * 25  # frames x 8 x 8 places x channels out x channels in x 5 x 5
     stages = 8 * 64 * 32 * 16 * 9 + 8 * 16 * 48 * 32 * 9 + 8 * 16 * 48 * 48 * 9
     over_time = 8 * 48 * 3
     assert price.macs == stem + stages + over_time + 48 * 12
     assert price.params == 41_436
+
+
+@pytest.mark.parametrize("config", [CompactShift(), Conv3d(width=4), VideoResNet(name="r3d_18", input=SMALL)])
+def test_cost_without_weights_is_that_of_the_network(config: ModelConfig) -> None:
+    seen, price = cost_of(config, CLASSES)
+    built_one = config.build(CLASSES, pretrained=False)
+    assert price == cost(built_one)
+    assert price.params == sum(one.numel() for one in built_one.parameters())
+    assert seen == built_one.input
 
 
 def test_attention_counts_whether_or_not_it_is_fused(originals: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Literal
 
 import torch
@@ -95,6 +95,15 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
                     [_contender(one, "eager", size) for one in looking], device=device, patience=plan.patience
                 )
     student = looking[0]
+    if noise:
+        notes.append(
+            f"{student.party.name} against itself, {chosen[0]}: {100 * (median(noise) - 1):+.1f} %, in single rounds "
+            f"{100 * (min(noise) - 1):+.1f} to {100 * (max(noise) - 1):+.1f} %."
+        )
+    if student.model is None and plan.manifest is not None:
+        notes.append(
+            f"{student.party.name} is an exported file, which does not say what frames it wants: nothing is decoded."
+        )
     dataset = None
     if plan.manifest is not None and isinstance(student.spec, InputSpec):
         dataset = ClipDataset(plan.manifest, {"student": student.spec})
@@ -185,6 +194,8 @@ class _Looking:
     shape: tuple[int, ...]
     """Of an exported network's frames; () of others."""
     manifest: Manifest | None
+    known: dict[int, tuple[list[View], list[Tensor]]] = field(default_factory=dict)
+    """Clips a call -> what variants are compared on, and what the eager network says of it."""
 
     @staticmethod
     def of(party: Party, manifest: Manifest | None, device: torch.device) -> "_Looking":
@@ -211,8 +222,17 @@ class _Looking:
             for _ in range(count)
         ]
 
+    def eager(self, clips: int) -> tuple[list[View], list[Tensor]]:
+        """What variants are compared on, and the eager network's logits; found once."""
+        if clips not in self.known:
+            assert self.model is not None
+            views = self.compared(clips)
+            run = variants.runner(self.model, "eager", views)
+            self.known[clips] = views, [run(view).float().cpu() for view in views]
+        return self.known[clips]
+
     def compared(self, clips: int) -> list[View]:
-        """What variants are compared on: all clips of the list, or noise where there is none."""
+        """All clips of the list, or noise where there is none."""
         if self.manifest is None or not isinstance(self.spec, InputSpec) or self.model is None:
             return self.views(clips, _ROTATED)
         count = math.ceil(len(self.manifest.videos) / clips)
@@ -285,17 +305,16 @@ def _runner(one: _Looking, variant: Variant, clips: int) -> Runner:
         if len(one.shape) and one.party.exported is not None and clips != one.shape[0] and one.shape[0] != 1:
             raise ValueError(f"{one.party.name} was exported for {one.shape[0]} clips, not {clips}")
         return one.run
-    return variants.runner(one.model, variant, one.compared(clips) if variant == "int8" else one.views(clips, 1))
+    return variants.runner(one.model, variant, one.eager(clips)[0] if variant == "int8" else one.views(clips, 1))
 
 
 def _difference(one: _Looking, variant: Variant, clips: int, call: Callable[[], object]) -> Difference | None:
     if variant == "eager" or one.model is None:
         return None
-    views = one.compared(clips)
-    eager = variants.runner(one.model, "eager", views)
+    views, eager = one.eager(clips)
     assert isinstance(call, variants.Rotating)
     said = [call.runner(view).float().cpu() for view in views]  # a graph's answer is overwritten by the next
-    return variants.difference(said, [eager(view).float().cpu() for view in views])
+    return variants.difference(said, eager)
 
 
 def _whole_way(

@@ -160,6 +160,15 @@ def _has_figures(before: Mapping[str, Measurement], after: Mapping[str, Measurem
 
 
 def _compared(was: Measurement, now: Measurement, clock: Clock, *, max_regress: float, level: float) -> Row:
+    if any(one.yardstick is None for one in (*was.rounds, *now.rounds)):
+        # Its pace can't be told from that of the machine.
+        return Row(
+            name=now.name,
+            verdict="can't tell",
+            old_seconds=_seconds(was, "wall"),
+            new_seconds=_seconds(now, "wall"),
+            note="other processes worked too, so there is no yardstick",
+        )
     ratio = unpaired_ratio(relative(now.rounds, clock), relative(was.rounds, clock), level=level)
     rounds = min(len(was.rounds), len(now.rounds))
     needed = fewest_rounds(level)
@@ -208,6 +217,7 @@ def _failed(was: Measurement, now: Measurement, clock: Clock) -> Row:
 def _seconds(measurement: Measurement | None, clock: Clock) -> float | None:
     if measurement is None or not measurement.rounds:
         return None
+    clock = "wall" if any(one.yardstick is None for one in measurement.rounds) else clock
     return float(np.median(seconds_a_call(measurement.rounds, clock)))
 
 

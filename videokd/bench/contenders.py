@@ -125,6 +125,9 @@ def measure(
         ready = _warmed_up(contender, watch, patience)
         if isinstance(ready, Measurement):
             found[place] = ready
+            gc.collect()  # what it had taken before it failed
+            if watch.on_gpu:
+                torch.cuda.empty_cache()
         else:
             warm.append(ready)
         advance()
@@ -207,8 +210,6 @@ def _warmed_up(contender: Contender, watch: _Watch, patience: Patience) -> _Warm
     except (ValueError, RuntimeError, NotImplementedError, ImportError) as error:
         contender.close()
         return replace(empty, error=_said(error))
-    finally:
-        gc.collect()
     peak = torch.cuda.max_memory_allocated(watch.device) if watch.on_gpu else None
     a_call = min(seconds, default=first)
     measured = replace(

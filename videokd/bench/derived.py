@@ -264,6 +264,25 @@ def speed_rows(results: Results) -> list[tuple[str, ...]]:
     return rows
 
 
+NETWORK_COLUMNS = ("network", "architecture", "input", "params, M", "GMAC/clip", "GMAC x views", "top-1 %")
+
+
+def network_rows(results: Results) -> list[tuple[str, ...]]:
+    """One row for each network, under `NETWORK_COLUMNS`."""
+    return [
+        (
+            one.party,
+            one.architecture,
+            one.input,
+            "" if one.params is None else _figures(one.params / 1e6),
+            "" if one.macs is None else _figures(one.macs / 1e9),
+            "" if one.macs is None else _figures(one.views * one.macs / 1e9),
+            "" if one.accuracy is None else f"{100 * one.accuracy:.1f}",
+        )
+        for one in results.networks
+    ]
+
+
 STAGE_COLUMNS = ("end to end", "ms/clip", "parts, ms/clip", "parts / whole %")
 
 

@@ -30,8 +30,9 @@ class Round:
     """Seconds that the process computed, all its threads together."""
     device: float | None
     """Seconds between two events in the GPU's stream; None on a CPU."""
-    yardstick: float
-    """Seconds that a fixed piece of work took in the same round, on the clock that counts here: the machine's pace."""
+    yardstick: float | None
+    """Seconds that a fixed piece of work took in the same round, on the clock that counts here: the machine's pace.
+    None where other processes worked too, and nothing can be laid beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,9 +106,7 @@ def with_workers(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             wall = time.perf_counter() - start
-            rounds.append(
-                Round(calls=calls, wall=wall, cpu=time.process_time() - cpu, device=None, yardstick=float("nan"))
-            )
+            rounds.append(Round(calls=calls, wall=wall, cpu=time.process_time() - cpu, device=None, yardstick=None))
     finally:
         source.close()  # type: ignore[attr-defined]
     return Measurement(

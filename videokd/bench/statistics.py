@@ -66,8 +66,14 @@ def relative(rounds: Sequence[Round], clock: Clock) -> NDArray[np.float64]:
 
     A shared machine is faster in one hour than in the next. What slows the contender and the yardstick alike cancels,
     so runs of different hours are compared by their code.
+
+    Raises:
+        ValueError: if a round has no yardstick, or none by this clock.
     """
-    return np.asarray(seconds_a_call(rounds, clock) / [one.yardstick for one in rounds])
+    yardsticks = [one.yardstick for one in rounds]
+    if None in yardsticks:
+        raise ValueError(f"round {yardsticks.index(None) + 1} has no yardstick")
+    return np.asarray(seconds_a_call(rounds, clock) / np.array(yardsticks, dtype=np.float64))
 
 
 def summary(measurement: Measurement, clock: Clock) -> Summary:

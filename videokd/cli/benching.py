@@ -12,7 +12,14 @@ from videokd.bench.comparing import COLUMNS as COMPARED
 from videokd.bench.comparing import compare as compare_results
 from videokd.bench.comparing import comparison_rows
 from videokd.bench.contenders import Patience
-from videokd.bench.derived import SPEED_COLUMNS, STAGE_COLUMNS, speed_rows, stage_rows
+from videokd.bench.derived import (
+    NETWORK_COLUMNS,
+    SPEED_COLUMNS,
+    STAGE_COLUMNS,
+    network_rows,
+    speed_rows,
+    stage_rows,
+)
 from videokd.bench.results import read_results, write_results
 from videokd.bench.stages import chosen
 from videokd.bench.subjects import subject
@@ -94,7 +101,8 @@ def bench(
     results = benchmark(plan, say=lambda line: CONSOLE.print(line, highlight=False))
     write_results(out / "bench.json", results)
     write_speed_page([results], out / "page.html")
-    CONSOLE.print(terminal_table(SPEED_COLUMNS, speed_rows(results), title=results.subject))
+    CONSOLE.print(terminal_table(NETWORK_COLUMNS, network_rows(results), title=results.subject))
+    CONSOLE.print(terminal_table(SPEED_COLUMNS, speed_rows(results)))
     if stages := stage_rows(results):
         CONSOLE.print(terminal_table(STAGE_COLUMNS, stages, title="from files to logits, and what it is made of"))
     for note in results.notes:

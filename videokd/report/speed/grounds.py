@@ -119,7 +119,7 @@ def noise(bench: Bench) -> Section | Missing:
     paces = [
         max(each) / min(each)
         for one in bench.results.measurements
-        if one.rounds and min(each := [turn.yardstick for turn in one.rounds]) > 0
+        if (each := [turn.yardstick for turn in one.rounds if turn.yardstick])
     ]
     items = [
         f"Median {_signed(middle)} %, middle 95 % from {_signed(low)} to {_signed(high)} %, over {len(ratios)} rounds."
