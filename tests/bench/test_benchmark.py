@@ -151,6 +151,20 @@ def test_bad_input_is_a_clear_message(
     assert said in capsys.readouterr().err
 
 
+def test_several_results_stand_on_one_page(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = json.loads((done / "bench.json").read_text())
+    other["networks"][0]["accuracy"] = 0.25
+    other["subject"] = "another run"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert (
+        main(["bench", "page", str(done), str(tmp_path / "other.json"), "--out", str(tmp_path / "p" / "all.html")]) == 0
+    )
+    page = (tmp_path / "p" / "all.html").read_text(encoding="utf-8")
+    assert "another run" in page
+    assert main(["bench", "page"]) == 1
+    assert "name the results" in capsys.readouterr().err
+
+
 def test_a_share_that_is_none_is_refused(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compare", str(done), str(done), "--max-regress", "much"]) == 1
     assert "a share such as 5% or 0.05, not 'much'" in capsys.readouterr().err
@@ -181,7 +195,8 @@ def test_without_a_list_networks_see_noise_and_nothing_is_decoded() -> None:
         Plan(subject=about, variants=("eager",), batch_size=2, patience=QUICK, machine=Machine(device="cpu"))
     )
     assert {one.stage for one in found.measurements} == {"inference"}
-    assert found.notes == []
+    (note,) = found.notes
+    assert "against itself" in note
     assert found.setting["list"] is None
     assert {one.what for one in found.ceilings} == {"matmul fp32", "matmul bf16", "memory copy"}
 

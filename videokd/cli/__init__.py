@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "compare": "runs:compare",
     "bench": "benching:bench",
     "bench compare": "benching:compare",
+    "bench page": "benching:page",
     "inside": "looking:inside",
     "report": "reporting:report",
     "models": "looks:models",
@@ -52,6 +53,7 @@ usage: videokd COMMAND
   compare RUN...        runs beside each other: scores, gains, and what differs
   bench MODEL...        clips a second of a model, recipe, run or exported file, stage by stage, and what bounds it
   bench compare OLD NEW two results of bench: what became slower, with intervals and an exit code
+  bench page RESULT...  several results of bench on one page: accuracy over clips a second
   inside RUN...|STUDY   features and saliency of students beside their teacher's
   report RUN|STUDY...   one page that shows it all: scores, gains, mistakes, videos won and lost, how runs differ
   taps RECIPE           what a recipe's student and teachers hand out, for losses to compare
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    words = 2 if arguments[:1] == ["data"] or arguments[:2] == ["bench", "compare"] else 1
+    words = 2 if arguments[:1] == ["data"] or arguments[:2] in (["bench", "compare"], ["bench", "page"]) else 1
     command, rest = " ".join(arguments[:words]), arguments[words:]
     if command in RECIPE_COMMANDS:
         chosen = _imported(RECIPE_COMMANDS[command])

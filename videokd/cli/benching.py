@@ -124,12 +124,31 @@ def compare(
         max_regress: What is allowed, of the time of a call: "5%" or 0.05.
         across_machines: Compare results of different machines all the same.
     """
-    before, after = (read_results(one / "bench.json" if one.is_dir() else one) for one in (old, new))
+    before, after = read_results(_file(old)), read_results(_file(new))
     found = compare_results(before, after, max_regress=_share(max_regress), across_machines=across_machines)
     CONSOLE.print(terminal_table(COMPARED, comparison_rows(found), title=f"{old} to {new}"))
     if found.regressed:
         print(f"videokd: slower than {max_regress} allows", file=sys.stderr)
         raise SystemExit(1)
+
+
+def page(results: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs") / "bench.html") -> None:
+    """Puts several results of `videokd bench` on one page, with the accuracy of all runs over their clips per second.
+
+    Args:
+        results: The bench.json of each, or its folder.
+        out: The page; plots and a Markdown twin lie beside it.
+    """
+    if not results:
+        raise ValueError("name the results of videokd bench: files or folders")
+    found = [read_results(_file(one)) for one in results]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_speed_page(found, out)
+    CONSOLE.print(f"{out}", highlight=False)
+
+
+def _file(path: Path) -> Path:
+    return path / "bench.json" if path.is_dir() else path
 
 
 def _share(text: str) -> float:
