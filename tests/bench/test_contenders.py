@@ -56,7 +56,7 @@ def test_twice_the_work_takes_twice_the_time() -> None:
 
 def test_a_turn_has_as_many_calls_as_fill_it() -> None:
     (found,) = run(contender("short", lambda: spin(0.001)), patience=Patience(rounds=2, turn_seconds=0.02))
-    assert all(10 <= one.calls <= 20 for one in found.rounds)
+    assert all(4 <= one.calls <= 20 for one in found.rounds)
     assert len(found.latencies) == sum(one.calls for one in found.rounds)
 
 
