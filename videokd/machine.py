@@ -79,5 +79,5 @@ def seed_step(seed: int, step: int) -> None:
     number = seed * 1_000_003 + step + rank() * 2**40
     if torch.accelerator.is_available():
         torch.manual_seed(number)
-    else:  # half of a small network's overhead is otherwise spent on devices that are not there
+    else:  # seeding devices that are not there as well takes a hundred times as long
         torch.default_generator.manual_seed(number)

@@ -91,18 +91,29 @@ def test_the_first_call_is_apart_with_what_it_takes_to_make_it() -> None:
     ],
 )
 def test_one_that_fails_says_why_and_the_others_go_on(error: Exception, said: str) -> None:
-    closed: list[str] = []
-
     def fails() -> None:
         raise error
 
-    broken, fine = run(
-        contender("broken", fails, close=lambda: closed.append("broken")), contender("fine", lambda: spin(0.001))
-    )
+    broken, fine = run(contender("broken", fails), contender("fine", lambda: spin(0.001)))
     assert broken.error == said
     assert broken.rounds == ()
-    assert closed == ["broken"]
     assert fine.error is None
+    assert len(fine.rounds) == 5
+
+
+def test_one_that_fails_in_its_turn_has_no_figures_and_the_others_go_on() -> None:
+    calls = 0
+
+    def fails_late() -> None:
+        nonlocal calls
+        calls += 1
+        spin(0.004)
+        if calls > 9:  # warmed up by then
+            raise ValueError("broken.mp4: decoding fails after 3 frames")
+
+    late, fine = run(contender("late", fails_late), contender("fine", lambda: spin(0.001)))
+    assert late.error == "broken.mp4: decoding fails after 3 frames"
+    assert late.rounds == ()
     assert len(fine.rounds) == 5
 
 

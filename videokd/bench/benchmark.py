@@ -97,8 +97,8 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
     student = looking[0]
     if noise:
         notes.append(
-            f"{student.party.name} against itself, {chosen[0]}: {100 * (median(noise) - 1):+.1f} %, in single rounds "
-            f"{100 * (min(noise) - 1):+.1f} to {100 * (max(noise) - 1):+.1f} %."
+            f"{student.party.name} against itself, {measured[0].variant}: {100 * (median(noise) - 1):+.1f} %, "
+            f"in single rounds {100 * (min(noise) - 1):+.1f} to {100 * (max(noise) - 1):+.1f} %."
         )
     if student.model is None and plan.manifest is not None:
         notes.append(

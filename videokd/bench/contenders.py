@@ -19,6 +19,8 @@ from videokd.bench.statistics import is_stable
 
 MOST_LATENCIES = 1000
 """Of a measurement; a longer series is thinned out."""
+_FAILURES = (ValueError, RuntimeError, NotImplementedError, ImportError)
+"""What is recorded with a contender, and the others go on."""
 _AWAITED = 50
 """Calls of a contender on a GPU that are awaited one by one, for their latencies."""
 
@@ -36,8 +38,6 @@ class Contender:
     """Makes what is called; compiling, allocating, starting. On a GPU a call need not wait for its work."""
     difference: Callable[[Callable[[], object]], Difference | None] = lambda call: None
     """What its answers are beside those of the eager network, found once it is warm."""
-    close: Callable[[], None] = lambda: None
-    """Gives back what `make` took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,7 @@ class _Warm:
     rounds: list[Round] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
+    error: str | None = None
 
 
 def measure(
@@ -136,16 +137,19 @@ def measure(
     order = random.Random(1)
     for _ in range(patience.rounds):
         for one in order.sample(warm, k=len(warm)):
-            _turn(one, watch, ruler)
+            try:
+                if one.error is None:
+                    _turn(one, watch, ruler)
+            except _FAILURES as error:  # a video that only now came by can't be read; memory is out after all
+                one.error = _said(error)
         advance()
     for one in warm:
-        if device.type == "cuda":
+        if device.type == "cuda" and one.error is None:
             one.latencies = [watch.timed(one.call, 1).wall for _ in range(_AWAITED)]
-    for place, contender in enumerate(contenders):
+    for place in range(len(contenders)):
         if place not in found:
             one = warm.pop(0)
             found[place] = _finished(one)
-            contender.close()
     return [found[place] for place in range(len(contenders))]
 
 
@@ -209,8 +213,7 @@ def _warmed_up(contender: Contender, watch: _Watch, patience: Patience) -> _Warm
         while not is_stable(seconds) and time.perf_counter() < until:
             seconds.append(watch.timed(call, 1).wall)
         difference = contender.difference(call)
-    except (ValueError, RuntimeError, NotImplementedError, ImportError) as error:
-        contender.close()
+    except _FAILURES as error:
         return replace(empty, error=_said(error))
     peak = torch.cuda.max_memory_allocated(watch.device) if watch.on_gpu else None
     a_call = min(seconds, default=first)
@@ -242,6 +245,8 @@ def _turn(one: _Warm, watch: _Watch, ruler: Callable[[], object]) -> None:
 
 
 def _finished(one: _Warm) -> Measurement:
+    if one.error is not None:
+        return replace(one.measured, error=one.error)
     step = max(1, math.ceil(len(one.latencies) / MOST_LATENCIES))
     return replace(
         one.measured,

@@ -71,7 +71,7 @@ def bench(
         workers: Processes that decode, for a second look at loading and the whole way.
         views: Clips that a video is scored by, for the cost of a video.
         threads: Of torch; all cores if not given. With one thread a CPU's seconds are those that the process computed,
-            which other work on the machine does not change.
+            which other work on the machine lengthens less than those that pass by.
         device: "auto", "cpu", "cuda", "cuda:1"...
         patience: How long to measure.
         trust: Packages and modules of your own that a network is made by.
