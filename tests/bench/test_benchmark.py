@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from videokd import recipe as recipes
+from videokd.bench import variants
 from videokd.bench.benchmark import Plan, benchmark, bounds
 from videokd.bench.contenders import Patience
 from videokd.bench.derived import stages, summaries
@@ -16,8 +17,9 @@ from videokd.bench.subjects import subject
 from videokd.bench.variants import VARIANTS
 from videokd.cli import main
 from videokd.clips.lists import read_manifest
+from videokd.contracts import Clip
 from videokd.machine import Machine
-from videokd.models import save_model
+from videokd.models import load_model, save_model
 from videokd.recipe import TrainedTeacher, load
 
 QUICK = Patience(rounds=2, turn_seconds=0.001, warm_up_seconds=0.0)
@@ -59,7 +61,7 @@ def test_a_run_is_timed_stage_by_stage(done: Path) -> None:
     assert [one.error for one in found.measurements] == [None] * len(found.measurements)
     assert {one.name for one in found.measurements} == {
         *(f"{party} · inference · {how} · 2 clips" for party in ("student", "teacher") for how in ("eager", "bf16")),
-        *(f"{party} · inference · eager · 1 clips" for party in ("student", "teacher")),
+        *(f"{party} · inference · eager · 1 clip" for party in ("student", "teacher")),
         *(f"{stage} · this process · 2 clips" for stage in ("decode", "transform", "load")),
         *(f"student · {stage} step · eager · 4 clips" for stage in ("training", "online", "stored")),
         next(one.name for one in found.measurements if one.stage == "end to end"),
@@ -187,6 +189,53 @@ def test_what_does_not_fit_is_recorded_and_the_rest_goes_on(monkeypatch: pytest.
     assert fits.error is None
     assert does_not.name == "CompactShift (quickstart) · inference · eager · 8 clips"
     assert does_not.error == "out of memory"
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    """The run's student, for calls of three clips."""
+    model = load_model(run)
+    view = model.blank(3)
+    assert isinstance(view, Clip)
+    path = run.parent / "student.pt2"
+    torch.export.save(torch.export.export(variants._OnlyLogits(model), (view.frames, view.times)), path)
+    return path
+
+
+def test_an_exported_file_is_compared_with_its_run_and_read_for_alike(run: Path, exported: Path) -> None:
+    manifest = read_manifest(load(run / "recipe.json").data.path)
+    about = subject([str(run), str(exported)])
+    found = benchmark(Plan(subject=about, manifest=manifest, parts=("inference",), variants=("eager",), patience=QUICK))
+    by_party = {one.party: one for one in found.measurements}
+    assert by_party["student.pt2"].clips == 3  # what it was made for
+    difference = by_party["student.pt2"].difference
+    assert difference is not None
+    assert difference.relative < 1e-5
+    assert difference.top1_agreement == 1
+    networks = {one.party: one for one in found.networks}
+    assert networks["student.pt2"].input == networks["student"].input
+    assert networks["student.pt2"].clip_seconds == networks["student"].clip_seconds
+
+
+def test_an_exported_file_alone_goes_from_files_to_logits_and_says_what_it_guessed(run: Path, exported: Path) -> None:
+    manifest = read_manifest(load(run / "recipe.json").data.path)
+    plan = Plan(subject=subject([str(exported)]), manifest=manifest, parts=("inference", "loading"), patience=QUICK)
+    found = benchmark(plan)
+    assert {one.stage for one in found.measurements} == {"inference", "decode", "transform", "load", "end to end"}
+    assert [one.error for one in found.measurements] == [None] * 5
+    assert any("does not say which frames it wants; read were 8 frames, dense every 1" in note for note in found.notes)
+
+
+def test_an_exported_file_in_calls_of_other_sizes_is_recorded(exported: Path, run: Path) -> None:
+    manifest = read_manifest(load(run / "recipe.json").data.path)
+    plan = Plan(
+        subject=subject([str(exported)]), manifest=manifest, parts=("inference", "loading"), batch_size=2, workers=1,
+        patience=QUICK,
+    )  # fmt: skip
+    found = {one.stage: one for one in benchmark(plan).measurements}
+    assert found["inference"].error == "student.pt2 was exported for calls of 3, not 2"
+    assert found["end to end"].error == "student.pt2 was exported for calls of 3, not 2"
+    assert found["load"].error is None
 
 
 def test_without_a_list_networks_see_noise_and_nothing_is_decoded() -> None:

@@ -76,7 +76,7 @@ def test_only_the_slower_one_regresses() -> None:
     assert found.regressed
     assert [(row.name, row.verdict) for row in found.rows] == [
         ("student · inference · eager · 8 clips", "same"),
-        ("student · inference · eager · 1 clips", "slower"),
+        ("student · inference · eager · 1 clip", "slower"),
     ]
 
 
@@ -155,8 +155,8 @@ def test_figures_that_are_gone_regress_and_new_ones_do_not() -> None:
 def test_what_only_one_has_is_listed() -> None:
     old, new = results(measured(STILL, clips=1), measured(STILL)), results(measured(STILL), measured(STILL, clips=64))
     found = compare(old, new)
-    assert [(row.name[-8:].strip(), row.verdict) for row in found.rows] == [
-        ("1 clips", "only old"),
+    assert [(row.name.split(" · ")[-1], row.verdict) for row in found.rows] == [
+        ("1 clip", "only old"),
         ("8 clips", "same"),
         ("64 clips", "only new"),
     ]
@@ -221,7 +221,7 @@ def test_rows_of_the_table_match_hand_written_ones() -> None:
     few = "4 rounds, at least 7 are needed"
     assert rows == [
         (f"{name} · 8 clips", "10", "12.5", "1.250", "1.250 to 1.250", "slower", unstable),
-        (f"{name} · 1 clips", "10", "", "", "", "broken", "out of memory"),
+        (f"{name} · 1 clip", "10", "", "", "", "broken", "out of memory"),
         (f"{name} · 2 clips", "10", "12.5", "1.250", "1.250 to 1.250", "can't tell", few),
     ]
     assert {len(row) for row in rows} == {len(COLUMNS)}

@@ -160,7 +160,7 @@ def test_stages_are_those_of_the_same_way() -> None:
     assert found.explained == pytest.approx(0.9)
     assert found.longest == "inference"
     assert derived.stage_rows(results) == [
-        ("student · bf16 · 4 clips", "100", "load 30.0, copy 20.0, inference 40.0", "90")
+        ("student · end to end · bf16 · 4 clips", "100", "load 30.0, copy 20.0, inference 40.0", "90")
     ]
 
 

@@ -48,7 +48,7 @@ class Plan:
     variants: Sequence[Variant] | None = None
     """None for what is worth a look on the device."""
     batch_size: int | None = None
-    """Clips a call of all variants; None for 8 on a CPU and 32 on a GPU."""
+    """Clips a call of all variants; None for 8 on a CPU and 32 on a GPU, or what an exported file was made for."""
     sweep: Sequence[int] = ()
     """Further batch sizes of the eager network."""
     step_batch_size: int | None = None
@@ -75,11 +75,12 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
     device = plan.machine.find()
     chosen = tuple(plan.variants or variants.defaults(device))
     variants.check(chosen, device)
-    usual = 32 if device.type == "cuda" else 8
+    asked = (*plan.sweep, *([] if plan.batch_size is None else [plan.batch_size]))
+    if min(asked, default=1) < 1:
+        raise ValueError(f"a call is of at least one clip, got {', '.join(map(str, asked))}")
+    looking = _all_looking(plan.subject.parties, plan.manifest, device)
+    usual = next((one.shape[0] for one in looking if one.shape and one.shape[0]), 32 if device.type == "cuda" else 8)
     clips = usual if plan.batch_size is None else plan.batch_size
-    if min((clips, *plan.sweep)) < 1:
-        raise ValueError(f"a call is of at least one clip, got {clips} and {', '.join(map(str, plan.sweep))}")
-    looking = [_Looking.of(party, plan.manifest, device) for party in plan.subject.parties]
     measured: list[Measurement] = []
     noise: list[float] = []
     notes: list[str] = []
@@ -100,9 +101,10 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
             f"{student.party.name} against itself, {measured[0].variant}: {100 * (median(noise) - 1):+.1f} %, "
             f"in single rounds {100 * (min(noise) - 1):+.1f} to {100 * (max(noise) - 1):+.1f} %."
         )
-    if student.model is None and plan.manifest is not None:
+    if student.model is None and student.like is None and plan.manifest is not None:
         notes.append(
-            f"{student.party.name} is an exported file, which does not say what frames it wants: nothing is decoded."
+            f"{student.party.name} is an exported file, which does not say which frames it wants; read were "
+            f"{_said(student.spec)}. Name its run or model too, and it is read for like that."
         )
     dataset = None
     if plan.manifest is not None and isinstance(student.spec, InputSpec):
@@ -194,14 +196,23 @@ class _Looking:
     shape: tuple[int, ...]
     """Of an exported network's frames; () of others."""
     manifest: Manifest | None
+    like: "_Looking | None" = None
+    """The network that an exported one has its frames from, and is compared with: the first one of the same frames."""
     known: dict[int, tuple[list[View], list[Tensor]]] = field(default_factory=dict)
     """Clips a call -> what variants are compared on, and what the eager network says of it."""
 
     @staticmethod
+    def of_file(party: Party, manifest: Manifest | None, known: Sequence["_Looking"]) -> "_Looking":
+        """An exported one, beside networks that are `known`."""
+        assert party.exported is not None
+        run, shape = variants.of_file(party.exported)
+        same = (one for one in known if isinstance(one.spec, InputSpec) and _shape(one.spec) == shape[1:])
+        like = next(same, None)
+        spec = InputSpec(frames=shape[1], size=shape[-1]) if like is None else like.spec
+        return _Looking(party, spec, None, run, shape, manifest, like)
+
+    @staticmethod
     def of(party: Party, manifest: Manifest | None, device: torch.device) -> "_Looking":
-        if party.exported is not None:
-            run, shape = variants.of_file(party.exported)
-            return _Looking(party, None, None, run, shape, manifest)
         assert party.build is not None
         model = party.build().to(device).eval().requires_grad_(False)
         if model.input is None or not model.has_logits:
@@ -247,11 +258,16 @@ class _Looking:
         if model is None:
             assert self.party.exported is not None
             size = self.party.exported.stat().st_size
-            shape = f"{self.shape[1]} frames, {self.shape[-1]} px" if self.shape else ""
             return Network(
-                party=self.party.name, architecture=self.party.exported.suffix, input=shape, params=None, macs=None,
-                param_bytes=size, views=plan.views,
-            )  # fmt: skip
+                party=self.party.name,
+                architecture=self.party.exported.suffix,
+                input=_said(self.spec),
+                params=None,
+                macs=None,
+                param_bytes=size,
+                views=plan.views,
+                clip_seconds=_clip_seconds(self.spec, dataset),
+            )
         price = cost(model)
         return Network(
             party=self.party.name,
@@ -265,6 +281,13 @@ class _Looking:
             clip_seconds=_clip_seconds(self.spec, dataset),
             accuracy=_accuracy(self.party.folder),
         )
+
+
+def _all_looking(parties: Sequence[Party], manifest: Manifest | None, device: torch.device) -> list[_Looking]:
+    """In the order of `parties`."""
+    models = {one.name: _Looking.of(one, manifest, device) for one in parties if one.exported is None}
+    known = list(models.values())
+    return [models.get(one.name) or _Looking.of_file(one, manifest, known) for one in parties]
 
 
 def _inference(
@@ -302,16 +325,17 @@ def _contender(one: _Looking, variant: Variant, clips: int) -> Contender:
 def _runner(one: _Looking, variant: Variant, clips: int) -> Runner:
     if one.model is None:
         assert one.run is not None
-        if len(one.shape) and one.party.exported is not None and clips != one.shape[0] and one.shape[0] != 1:
-            raise ValueError(f"{one.party.name} was exported for {one.shape[0]} clips, not {clips}")
+        if one.shape[0] not in (0, clips):
+            raise ValueError(f"{one.party.name} was exported for calls of {one.shape[0]}, not {clips}")
         return one.run
     return variants.runner(one.model, variant, one.eager(clips)[0] if variant == "int8" else one.views(clips, 1))
 
 
 def _difference(one: _Looking, variant: Variant, clips: int, call: Callable[[], object]) -> Difference | None:
-    if variant == "eager" or one.model is None:
+    known = one.like if one.model is None else one
+    if known is None or (known is one and variant == "eager"):
         return None
-    views, eager = one.eager(clips)
+    views, eager = known.eager(clips)
     assert isinstance(call, variants.Rotating)
     said = [call.runner(view).float().cpu() for view in views]  # a graph's answer is overwritten by the next
     return variants.difference(said, eager)
@@ -337,8 +361,10 @@ def _whole_way(
             seconds=seconds,
             device=device,
         )
-        found.append(timed(None, variant=variant))
-        found.append(timed(ready(), variant=variant))
+        alone = timed(None, variant=variant)
+        # Who can't do it in this process can't do it beside others.
+        together = [timed(ready(), variant=variant)] if found[-1].error is None else []
+        found += [alone, *together]
     return found
 
 
@@ -372,6 +398,10 @@ def _said(spec: Any) -> str:
     how = type(spec.sampling).__name__.lower()
     every = f" every {spec.sampling.stride}" if isinstance(spec.sampling, Dense) else ""
     return f"{spec.frames} frames, {how}{every}, {spec.size} px"
+
+
+def _shape(spec: InputSpec) -> tuple[int, ...]:
+    return spec.frames, 3, spec.size, spec.size
 
 
 def _clip_seconds(spec: Any, dataset: ClipDataset | None) -> float | None:

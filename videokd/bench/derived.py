@@ -283,7 +283,7 @@ def network_rows(results: Results) -> list[tuple[str, ...]]:
     ]
 
 
-STAGE_COLUMNS = ("end to end", "ms/clip", "parts, ms/clip", "parts / whole %")
+STAGE_COLUMNS = ("measurement", "ms/clip", "parts, ms/clip", "parts / whole %")
 
 
 def stage_rows(results: Results) -> list[tuple[str, ...]]:
@@ -292,7 +292,7 @@ def stage_rows(results: Results) -> list[tuple[str, ...]]:
     each = [stages(results, found, one) for one in results.measurements if one.stage == "end to end"]
     return [
         (
-            " · ".join((one.end.party, one.end.variant, f"{one.end.clips} clips")),
+            one.end.name,
             _figures(1000 * one.seconds),
             ", ".join(f"{stage} {_figures(1000 * took)}" for stage, took in one.parts.items()),
             f"{100 * one.explained:.0f}",

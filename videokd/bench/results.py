@@ -80,7 +80,7 @@ class Measurement:
     @property
     def name(self) -> str:
         """Tells it apart from all others of a result."""
-        parts = (self.party, self.stage, self.variant, f"{self.clips} clips")
+        parts = (self.party, self.stage, self.variant, f"{self.clips} clip{'s' * (self.clips > 1)}")
         return " · ".join(part for part in parts if part)
 
 

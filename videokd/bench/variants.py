@@ -99,8 +99,8 @@ def runner(model: Model[Any], variant: Variant, views: Sequence[View]) -> Runner
 
 
 def of_file(path: Path) -> tuple[Runner, tuple[int, ...]]:
-    """An exported network: what runs it, and the shape of the frames that it takes, (B, T, 3, H, W); it runs on the
-    CPU.
+    """An exported network: what runs it, and the shape of the frames that it takes, (B, T, 3, S, S), with B 0 where any
+    number of clips will do; it runs on the CPU.
 
     Raises:
         ValueError: if it is not what `.onnx` and `.pt2` files of videokd's students are: frames, and perhaps times, in;
@@ -108,20 +108,14 @@ def of_file(path: Path) -> tuple[Runner, tuple[int, ...]]:
     """
     if path.suffix == ".onnx":
         session = _session(path)
-        takes = {one.name: one.shape for one in session.get_inputs()}
-        shape = next((shape for shape in takes.values() if len(shape) == 5), None)
-        if shape is None or not all(isinstance(size, int) for size in shape[1:]):
-            raise ValueError(f"{path} takes {takes}, and not frames (B, T, 3, H, W) of a known size")
-        return _of_session(session), tuple(size if isinstance(size, int) else 1 for size in shape)
+        return _of_session(session), _frames_shape(path, [one.shape for one in session.get_inputs()])
     program = torch.export.load(path)
     inputs = [
         node.meta["val"]
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
-    frames = next((one for one in inputs if one.ndim == 5), None)
-    if frames is None:
-        raise ValueError(f"{path} takes {[tuple(one.shape) for one in inputs]}, and not frames (B, T, 3, H, W)")
+    shape = _frames_shape(path, [one.shape for one in inputs])
     network: Any = program.module()
 
     def run(view: View) -> Tensor:
@@ -131,7 +125,7 @@ def of_file(path: Path) -> tuple[Runner, tuple[int, ...]]:
         logits: Tensor = said[0] if isinstance(said, tuple | list) else said
         return logits
 
-    return run, tuple(int(size) for size in frames.shape)
+    return run, shape
 
 
 def random_views(model: Model[Any], *, clips: int, count: int, seed: int = 0) -> list[View]:
@@ -172,6 +166,15 @@ class Rotating:
     def __call__(self) -> Tensor:
         """The next one's logits."""
         return self.runner(next(self._coming))
+
+
+def _frames_shape(path: Path, shapes: Sequence[Sequence[Any]]) -> tuple[int, ...]:
+    """Of an exported network's inputs, that of frames; a size that is no number is free."""
+    for shape in shapes:
+        sizes = tuple(size if isinstance(size, int) else 0 for size in shape)
+        if len(sizes) == 5 and min(sizes[1:]) > 0 and sizes[2] == 3 and sizes[3] == sizes[4]:
+            return sizes
+    raise ValueError(f"{path} takes {[tuple(one) for one in shapes]}, and not frames (B, T, 3, S, S) of a known size S")
 
 
 def _has_onnx() -> bool:
@@ -236,7 +239,10 @@ def _of_session(session: Any) -> Runner:
     names = {one.name: len(one.shape) for one in session.get_inputs()}
 
     def run(view: View) -> Tensor:
-        return torch.from_numpy(session.run(None, _fed(view, names))[0])
+        try:
+            return torch.from_numpy(session.run(None, _fed(view, names))[0])
+        except Exception as error:  # its own classes are not public
+            raise ValueError(f"ONNX Runtime cannot run this: {str(error).splitlines()[0]}") from error
 
     return run
 

@@ -65,7 +65,7 @@ def bench(
         parts: What to time: inference, loading (and the way from files to logits), steps of training, and the ceilings
             of this machine.
         variants: Ways to run each network; what is worth a look here if not given.
-        batch_size: Clips a call; 8 on a CPU and 32 on a GPU if not given.
+        batch_size: Clips a call; 8 on a CPU and 32 on a GPU if not given, or what an exported file was made for.
         sweep: Further batch sizes, of the eager networks.
         step_batch_size: Clips of a training step; the recipe's if not given.
         workers: Processes that decode, for a second look at loading and the whole way.
