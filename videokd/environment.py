@@ -31,6 +31,10 @@ EXTRAS = {
 _VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "MALLOC_CONF",
+    "MKL_NUM_THREADS",
     "NVIDIA_TF32_OVERRIDE",
     "OMP_NUM_THREADS",
     "PYTORCH_ALLOC_CONF",
@@ -39,6 +43,7 @@ _VARIABLES = (
     "SLURM_JOB_ID",
     "SLURM_NNODES",
     "SLURM_NTASKS",
+    "THP_MEM_ALLOC_ENABLE",
     "WORLD_SIZE",
 )
 _SECONDS_OF_A_COMMAND = 10.0
@@ -48,8 +53,8 @@ def environment() -> dict[str, Any]:
     """What environment.json says, ready for JSON; what is not known here is None.
 
     "git" holds the revision of the working folder and that of the folder that the package is imported from, if it is a
-    checkout; "changed" says whether files that git knows differ from it. "variables" are a few named ones of torch and
-    Slurm, if they are set, and no others.
+    checkout; "changed" says whether files that git knows differ from it. "variables" are a few named ones of torch,
+    memory and Slurm, if they are set, and no others.
     """
     checkout = Path(videokd.__file__).parent.parent
     return {
@@ -65,7 +70,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "gpu": _gpu(),
         "processes": _processes(),
-        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "variables": {name: _without_user(os.environ[name]) for name in _VARIABLES if name in os.environ},
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videokd.bench.results import Round
+from videokd.bench.statistics import YARDSTICK_POWER
 
 CALLS, SECONDS, YARDSTICK = 10, 0.02, 0.01
 
@@ -20,10 +21,10 @@ def rounds(
     pace: Sequence[float] | NDArray[np.float64] | float = 1.0,
 ) -> list[Round]:
     """Log-normal noise of contender and yardstick apart, outliers that take half as long again, and a pace of the
-    machine (of each round, or one for all) that slows both."""
+    machine (of each round, or one for all) that slows both: the yardstick more, as it was measured."""
     paces = np.broadcast_to(pace, number)
     work = CALLS * SECONDS * slower * paces * _noisy(rng, number, noise, outliers)
-    yardstick = YARDSTICK * paces * _noisy(rng, number, noise, outliers)
+    yardstick = YARDSTICK * paces ** (1 / YARDSTICK_POWER) * _noisy(rng, number, noise, outliers)
     return [
         Round(calls=CALLS, wall=2 * one, cpu=one, device=None, yardstick=fixed)
         for one, fixed in zip(work.tolist(), yardstick.tolist(), strict=True)

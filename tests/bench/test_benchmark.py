@@ -114,6 +114,7 @@ def test_compare_takes_folders_and_its_exit_code_says_whether_it_became_slower(
         ]
     for name, factor in (("old", 1.0), ("same", 1.0), ("slow", 1.1)):
         changed = json.loads(json.dumps(plain))
+        changed["setting"]["list"] = f"{name}.csv"
         for timed in changed["measurements"][0]["rounds"]:
             timed["cpu"] *= factor
             timed["wall"] *= factor
@@ -125,6 +126,7 @@ def test_compare_takes_folders_and_its_exit_code_says_whether_it_became_slower(
     assert stopped.value.code == 1
     said = capsys.readouterr()
     assert "slower than 5% allows" in said.err
+    assert "Not the same: list: 'old.csv' before and 'slow.csv' now." in said.out
     assert main(["bench", "compare", str(tmp_path / "old"), str(tmp_path / "slow"), "--max-regress", "0.2"]) == 0
 
 

@@ -81,12 +81,13 @@ def test_only_the_slower_one_regresses() -> None:
 
 
 def test_seconds_and_ratio_match_hand_computed_values() -> None:
-    # A machine of half the pace: calls take four times as long, of which two are the machine's.
+    # A yardstick of sixteen times its seconds is a machine of an eighth of its pace: calls take sixteen times as long,
+    # of which eight are the machine's.
     old = exact(*[1.0] * 8)
-    new = [replace(one, calls=1, cpu=0.04, yardstick=0.02) for one in old]
+    new = [replace(one, calls=1, cpu=0.16, yardstick=0.16) for one in old]
     (row,) = compare(results(measured(old)), results(measured(new))).rows
     assert row.old_seconds == pytest.approx(0.01)
-    assert row.new_seconds == pytest.approx(0.04)
+    assert row.new_seconds == pytest.approx(0.16)
     assert row.ratio is not None
     assert row.ratio.value == pytest.approx(2)
 
@@ -200,6 +201,12 @@ def test_other_work_is_named() -> None:
         "list: 'clips.csv' before and 'other.csv' now.",
         "the student's network: 'X3D, 8 frames' before and 'X3D, 16 frames' now.",
     ]
+
+
+def test_another_way_to_give_out_memory_is_named() -> None:
+    tuned = {**SETTING["environment"], "variables": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+    found = compare(results(measured(STILL)), results(measured(STILL), environment=tuned))
+    assert found.differs == ["$GLIBC_TUNABLES: '' before and 'glibc.malloc.hugetlb=1' now."]
 
 
 def test_measurements_of_one_name_are_refused() -> None:

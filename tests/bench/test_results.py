@@ -69,16 +69,16 @@ def test_results_come_back_as_they_were_written(path: Path) -> None:
 
 
 def test_the_file_names_its_schema(path: Path) -> None:
-    assert json.loads(path.read_text())["schema"] == SCHEMA == "videokd.bench/1"
+    assert json.loads(path.read_text())["schema"] == SCHEMA == "videokd.bench/2"
 
 
 def test_a_file_of_another_version_is_refused_with_both(path: Path) -> None:
     path.write_text(path.read_text().replace(SCHEMA, "videokd.bench/99"))
-    with pytest.raises(ValueError, match=r"has the schema 'videokd.bench/99'; this videokd reads 'videokd.bench/1'"):
+    with pytest.raises(ValueError, match=r"has the schema 'videokd.bench/99'; this videokd reads 'videokd.bench/2'"):
         read_results(path)
 
 
-@pytest.mark.parametrize("text", ['{"top1": 0.5}', "[1, 2]", '"videokd.bench/1"', "null"])
+@pytest.mark.parametrize("text", ['{"top1": 0.5}', "[1, 2]", '"videokd.bench/2"', "null"])
 def test_json_of_something_else_is_refused(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=r"bench.json is no result of videokd bench"):

@@ -376,10 +376,9 @@ def _steps(plan: Plan, device: torch.device) -> list[Measurement]:
     clips = plan.step_batch_size or recipe.data.batch_size
     with tempfile.TemporaryDirectory() as folder:
         contenders = step_contenders(recipe, plan.manifest, folder=Path(folder), clips=clips)
-        # A step with its teacher may take long on a CPU.
-        return measure(
-            contenders, device=device, patience=replace(plan.patience, rounds=max(plan.patience.rounds // 2, 2))
-        )
+        # A step with its teacher may take long on a CPU; but fewer rounds than a dozen carry no comparison.
+        rounds = min(max(plan.patience.rounds // 2, 12), plan.patience.rounds)
+        return measure(contenders, device=device, patience=replace(plan.patience, rounds=rounds))
 
 
 def _fastest(measured: Sequence[Measurement], clock: Clock) -> Measurement | None:

@@ -1,10 +1,10 @@
 """Whether the code has become slower between two benchmarks.
 
-What is compared is the time of a call over that of the yardstick in the same round, since the machine's pace differs
-from run to run. A measurement is "slower" if two things hold. Its interval lies above 1: more than the rounds' noise.
-And the ratio itself lies above 1 + max_regress: more than what differs between two runs of the same code and does not
-show in their rounds, such as where memory was given. "same" needs the whole interval below 1 + max_regress; where
-neither is shown, more rounds or a quieter machine are needed, and the verdict is "can't tell".
+What is compared is the time of a call over that of the yardstick in the same round (`statistics.relative`), since the
+machine's pace differs from run to run. A measurement is "slower" if two things hold. Its interval lies above 1: more
+than the rounds' noise. And the ratio itself lies above 1 + max_regress: more than what differs between two runs of the
+same code and does not show in their rounds, such as where memory was given. "same" needs the whole interval below
+1 + max_regress; where neither is shown, more rounds or a quieter machine are needed, and the verdict is "can't tell".
 
 Of 40 measurements, two of 95 % intervals miss the truth by chance. So the intervals of n measurements are of the level
 0.95^(1/n) each [Šidák 1967]: all of them hold together in 95 % of comparisons, if they are independent, and in more if
@@ -25,6 +25,10 @@ Verdict = Literal["slower", "faster", "same", "can't tell", "broken", "mended", 
 has none; mended: the reverse; no figure: neither has any."""
 
 
+_MATTERING = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF", "THP_MEM_ALLOC_ENABLE")
+"""Variables of the environment, to the times of networks on a CPU: how memory is given out, or by whom."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A measurement of either result or of both."""
@@ -35,7 +39,8 @@ class Row:
     """A call: the median over rounds, by the clock that counts, as it was measured."""
     new_seconds: float | None = None
     ratio: Interval | None = None
-    """new / old of the seconds a call over the yardstick's, with an interval of the comparison's level."""
+    """new / old of the seconds a call, the machine's pace taken off by the yardstick; its interval is of the
+    comparison's level."""
     note: str = ""
     """Why there is no figure, or why it is to be doubted."""
 
@@ -101,7 +106,7 @@ COLUMNS = ("measurement", "old ms", "new ms", "new / old", "interval", "verdict"
 
 def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """One row for each measurement, under `COLUMNS`. The ratio is not that of the two times beside it, where the
-    machine's pace has changed: it is of times over the yardstick's."""
+    machine's pace has changed, which the yardstick takes off."""
     rows: list[tuple[str, ...]] = []
     for row in comparison.rows:
         ratio = ("", "") if row.ratio is None else (f"{row.ratio.value:.3f}", _range(row.ratio))
@@ -133,10 +138,12 @@ def _work(results: Results) -> dict[str, Any]:
     asked = {"subject": results.subject} | {
         name: results.setting[name] for name in ("list", "format", "workers") if name in results.setting
     }
-    packages = results.setting["environment"].get("packages", {})
+    environment = results.setting["environment"]
+    packages, variables = environment.get("packages", {}), environment.get("variables", {})
     return (
         asked
         | {f"{name}'s version": packages[name] for name in ("torch", "av") if name in packages}
+        | {f"${name}": variables.get(name, "") for name in _MATTERING}
         | {f"the {one.party}'s network": f"{one.architecture}, {one.input}" for one in results.networks}
     )
 

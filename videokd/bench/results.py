@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from videokd.disk import write_text
 
-SCHEMA = "videokd.bench/1"
+SCHEMA = "videokd.bench/2"
 """Of the JSON; the number goes up when its fields change their meaning."""
 
 Stage = Literal[

@@ -18,6 +18,9 @@ from videokd.bench.results import Measurement, Round
 Clock = Literal["cpu", "wall", "device"]
 """Which seconds count: what the process computed, what passed by, or what the GPU's stream took."""
 
+YARDSTICK_POWER = 0.75
+"""Of the yardstick's seconds, that a contender's are divided by. What makes the machine slow does not slow both alike,
+and the yardstick has noise of its own: 1 corrects too much and 0 nothing. Measured, see DECISIONS."""
 _RESAMPLED = 4000
 _RESAMPLED_AT_MOST = 20_000
 _FEWEST_CALLS, _STILL_FASTER = 6, 0.03
@@ -62,10 +65,10 @@ def seconds_a_call(rounds: Sequence[Round], clock: Clock) -> NDArray[np.float64]
 
 
 def relative(rounds: Sequence[Round], clock: Clock) -> NDArray[np.float64]:
-    """Each round's seconds a call over the seconds of its yardstick.
+    """Each round's seconds a call over `YARDSTICK_POWER` of the seconds of its yardstick.
 
-    A shared machine is faster in one hour than in the next. What slows the contender and the yardstick alike cancels,
-    so runs of different hours are compared by their code.
+    A shared machine is faster in one hour than in the next. Most of what slows the contender slows the yardstick too
+    and cancels, so runs of different hours are compared by their code.
 
     Raises:
         ValueError: if a round has no yardstick, or none by this clock.
@@ -73,7 +76,7 @@ def relative(rounds: Sequence[Round], clock: Clock) -> NDArray[np.float64]:
     yardsticks = [one.yardstick for one in rounds]
     if None in yardsticks:
         raise ValueError(f"round {yardsticks.index(None) + 1} has no yardstick")
-    return np.asarray(seconds_a_call(rounds, clock) / np.array(yardsticks, dtype=np.float64))
+    return np.asarray(seconds_a_call(rounds, clock) / np.array(yardsticks, dtype=np.float64) ** YARDSTICK_POWER)
 
 
 def summary(measurement: Measurement, clock: Clock) -> Summary:

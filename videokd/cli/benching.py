@@ -127,6 +127,8 @@ def compare(
     before, after = read_results(_file(old)), read_results(_file(new))
     found = compare_results(before, after, max_regress=_share(max_regress), across_machines=across_machines)
     CONSOLE.print(terminal_table(COMPARED, comparison_rows(found), title=f"{old} to {new}"))
+    for difference in found.differs:
+        CONSOLE.print(f"Not the same: {difference}", highlight=False)
     if found.regressed:
         print(f"videokd: slower than {max_regress} allows", file=sys.stderr)
         raise SystemExit(1)
