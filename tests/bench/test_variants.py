@@ -87,6 +87,28 @@ def test_an_exported_file_says_what_the_network_said(
     torch.testing.assert_close(run(view), model(view).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_an_exported_file_of_any_number_of_clips_takes_them(model: Model[Clip], tmp_path: Path) -> None:
+    view, (other,) = model.blank(2), random_views(model, clips=5, count=1)
+    assert isinstance(view, Clip)
+    clips = torch.export.Dim("clips", min=2)
+    program = torch.export.export(
+        variants._OnlyLogits(model),
+        (view.frames, view.times),
+        dynamic_shapes={"frames": {0: clips}, "times": {0: clips}},
+    )
+    torch.export.save(program, tmp_path / "any.pt2")
+    run, shape = of_file(tmp_path / "any.pt2")
+    assert shape == (0, 4, 3, 16, 16)
+    torch.testing.assert_close(run(other), model(other).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_onnx_runtime_refuses_is_said_in_a_line(model: Model[Clip]) -> None:
+    run = runner(model, "onnx", random_views(model, clips=2, count=1))
+    (other,) = random_views(model, clips=3, count=1)
+    with pytest.raises(ValueError, match=r"ONNX Runtime cannot run this: .*[Gg]ot: 3 [Ee]xpected: 2"):
+        run(other)
+
+
 def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(torch.nn.Linear(2, 3), (torch.zeros(1, 2),)), tmp_path / "linear.pt2")
     with pytest.raises(ValueError, match=r"takes \[\(1, 2\)\], and not frames"):

@@ -242,7 +242,7 @@ def _of_session(session: Any) -> Runner:
         try:
             return torch.from_numpy(session.run(None, _fed(view, names))[0])
         except Exception as error:  # its own classes are not public
-            raise ValueError(f"ONNX Runtime cannot run this: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"ONNX Runtime cannot run this: {' '.join(str(error).split())}") from error
 
     return run
 
