@@ -515,6 +515,17 @@ def command_line(recipe: Recipe, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    "option", [["--shard", "1/2"], ["--top-k", "3"], ["--dtype", "float32"], ["--batch-size", "8"]]
+)
+def test_an_audit_refuses_options_of_storing(
+    option: list[str], recipe: Recipe, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = command_line(recipe, tmp_path)
+    assert main(["label", str(path), "--audit", "1", "--out", str(stored), *option]) == 1
+    assert f"{' '.join(option)} says how outputs are stored" in capsys.readouterr().err
+
+
 def test_the_command_line_labels_audits_and_says_how_to_train(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,13 @@ def label(arguments: Sequence[str]) -> None:
 
 
 def _audit(command: _LabelCommand) -> None:
+    usual = {field.name: field.default for field in fields(_LabelCommand)}
+    for name in ("shard", "batch_size", "dtype", "top_k"):
+        if getattr(command, name) != usual[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {getattr(command, name)} says how outputs are stored; --audit checks all "
+                f"that is stored in {command.out} as it was stored: leave it out"
+            )
     views = command.views or StoredOutputs(command.out).views
     data = replace(command.recipe.data, views=views)
     made = assemble(replace(command.recipe, stored=str(command.out), data=data), console=CONSOLE)
