@@ -72,7 +72,7 @@ def main() -> None:
     }
     said = {"setting": setting(vars(args)) | {"machine_now": described}, "summary": found, "pairs": pairs}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(said, indent=1) + "\n")
+    args.out.write_text(json.dumps(said) + "\n")
     console.print(table(found))
 
 
@@ -117,8 +117,13 @@ def pair(old: Measurement, new: Measurement, *, planted: bool, described: dict[s
         "verdict": row.verdict,
         "ratio": asdict(row.ratio),
         "bare": bare.value,
-        "rounds": {"old": [asdict(one) for one in old.rounds], "new": [asdict(one) for one in new.rounds]},
+        "rounds": {which: timed(one) for which, one in (("old", old), ("new", new))},
     }
+
+
+def timed(run: Measurement) -> list[tuple[float | None, ...]]:
+    """Of each round, CPU seconds a call and of the yardstick."""
+    return [(one.cpu / one.calls, one.yardstick) for one in run.rounds]
 
 
 def summed_up(pairs: Sequence[dict[str, Any]], student: str, *, planted: bool) -> dict[str, Any]:
