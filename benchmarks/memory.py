@@ -1,5 +1,5 @@
 """What it saves on a CPU that the process keeps its memory and has it in large pages: `GLIBC_TUNABLES`, set before it
-starts (docs/benchmark.md, "A quieter machine").
+starts (docs/benchmark.md, "Memory on a CPU").
 
     python benchmarks/memory.py --out benchmarks/results/memory.json
 

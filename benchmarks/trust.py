@@ -8,7 +8,7 @@ half one run does 10 % more work in every call: it computes on for a tenth of th
 of a pair comes first is drawn. Wanted: the same code agrees within 5 %, at most 1 of 20 pairs of it is called slower,
 and at least 19 of 20 planted ones are. What the machine's pace did to the bare times stands beside that.
 
-How memory is given out is of the environment that this is started in (docs/benchmark.md, "A quieter machine").
+How memory is given out is of the environment that this is started in (docs/benchmark.md, "Memory on a CPU").
 """
 
 import argparse

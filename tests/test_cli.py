@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -186,6 +187,19 @@ def test_doctor_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for line in ("videokd", "torch", "FFmpeg libraries", "decord", "GPU"):
         assert line in said
+
+
+def test_the_doctor_names_the_way_to_a_faster_cpu_to_who_has_not_taken_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    for taken in (False, True):
+        monkeypatch.delenv("LD_PRELOAD", raising=False)
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        if taken:
+            monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+        assert run("doctor") == 0
+        assert ("Memory on a CPU" in " ".join(capsys.readouterr().out.split())) is not taken
 
 
 @pytest.mark.parametrize(

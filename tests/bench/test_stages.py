@@ -99,7 +99,7 @@ def test_with_workers_the_loader_is_timed_by_itself_and_with_the_network(clips: 
         seen.append(len(view.frames))  # type: ignore[attr-defined]
         return torch.zeros(1)
 
-    for run_it, stage, variant in ((None, "load", "1 workers"), (look, "end to end", "eager, 1 workers")):
+    for run_it, stage, variant in ((None, "load", "1 worker"), (look, "end to end", "eager, 1 worker")):
         found = stages.with_workers(
             dataset, run_it, party="student", variant="eager", workers=1, clips=2, seconds=0.2, device=CPU
         )

@@ -91,7 +91,7 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
         measured += found
         for size in plan.sweep:
             if size != clips:
-                say(f"inference: {size} clips")
+                say(f"inference: {size} clip{'s' * (size > 1)}")
                 measured += measure(
                     [_contender(one, "eager", size) for one in looking], device=device, patience=plan.patience
                 )

@@ -91,7 +91,7 @@ def with_workers(
 ) -> Measurement:
     """Throughput with processes that decode ahead, over the whole time after they have started: with a network that
     looks at the clips, or (None) of the loader alone."""
-    order = Endless(len(dataset), clips)
+    order, beside = Endless(len(dataset), clips), f"{workers} worker{'s' * (workers > 1)}"
     rounds: list[Round] = []
     source = on_device(batches(dataset, order, workers=workers, on_bad_video="skip"), device)
     try:
@@ -112,7 +112,7 @@ def with_workers(
     return Measurement(
         party=party if run else "",
         stage="end to end" if run else "load",
-        variant=f"{variant}, {workers} workers" if run else f"{workers} workers",
+        variant=f"{variant}, {beside}" if run else beside,
         clips=clips,
         rounds=rounds,
         latencies=[one.wall / one.calls for one in rounds],

@@ -1,5 +1,6 @@
 """Commands that show what there is: models, losses, taps, this machine."""
 
+import platform
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -122,6 +123,9 @@ def doctor() -> None:
         rows.append((f"reads videos: {backend}", _works(backend)))
     cpu, gpu = here["cpu"], here["gpu"]
     rows.append(("CPU", f"{cpu['model']}: {cpu['usable_cores']} cores, {cpu['torch_threads']} torch threads"))
+    if platform.libc_ver()[0] == "glibc" and not {"GLIBC_TUNABLES", "LD_PRELOAD"} & here["variables"].keys():
+        said = "goes back to the system after each call; a CPU is faster where it stays"
+        rows.append(("memory", f"{said} (docs/benchmark.md, Memory on a CPU)"))
     rows.append(("GPU", ", ".join(gpu["names"]) if gpu else "none: everything runs on the CPU"))
     if gpu:
         rows.append(("CUDA", f"{gpu['cuda']}, driver {gpu['driver']}, cuDNN {gpu['cudnn']}"))
