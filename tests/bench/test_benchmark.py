@@ -228,6 +228,28 @@ def test_an_exported_file_alone_goes_from_files_to_logits_and_says_what_it_guess
     assert any("does not say which frames it wants; read were 8 frames, dense every 1" in note for note in found.notes)
 
 
+def test_an_onnx_file_runs_in_onnx_runtime_beside_the_same_of_its_run(run: Path, tmp_path: Path) -> None:
+    model = load_model(run)
+    view = model.blank(2)
+    assert isinstance(view, Clip)
+    program = torch.onnx.export(
+        variants._OnlyLogits(model).eval(), (view.frames, view.times), dynamo=True, verbose=False
+    )
+    assert program is not None
+    program.save(tmp_path / "student.onnx")
+    said: list[str] = []
+    plan = Plan(
+        subject=subject([str(run), str(tmp_path / "student.onnx")]),
+        parts=("inference",),
+        variants=("eager",),
+        patience=QUICK,
+    )
+    found = benchmark(plan, say=said.append)
+    assert said == ["inference of student, teacher, student.onnx: 2 clips, eager, onnx"]
+    assert found.measurements[-1].name == "student.onnx · inference · onnx · 2 clips"
+    assert found.measurements[-1].difference is not None
+
+
 def test_an_exported_file_in_calls_of_other_sizes_is_recorded(exported: Path, run: Path) -> None:
     manifest = read_manifest(load(run / "recipe.json").data.path)
     plan = Plan(

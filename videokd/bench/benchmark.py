@@ -86,14 +86,15 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
     notes: list[str] = []
     clock = _clock(device)
     if "inference" in plan.parts:
-        say(f"inference of {', '.join(one.party.name for one in looking)}: {clips} clips, {', '.join(chosen)}")
+        how = dict.fromkeys(variant for one in looking for variant in one.ways(chosen))
+        say(f"inference of {', '.join(one.party.name for one in looking)}: {clips} clips, {', '.join(how)}")
         found, noise = _inference(looking, chosen, clips, plan, device, clock)
         measured += found
         for size in plan.sweep:
             if size != clips:
                 say(f"inference: {size} clip{'s' * (size > 1)}")
                 measured += measure(
-                    [_contender(one, "eager", size) for one in looking], device=device, patience=plan.patience
+                    [_contender(one, one.plain, size) for one in looking], device=device, patience=plan.patience
                 )
     student = looking[0]
     if noise:
@@ -112,7 +113,7 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
     if "loading" in plan.parts and dataset is not None:
         say(f"loading, and the way from files to logits: {len(dataset)} clips of {plan.manifest.source}")  # type: ignore[union-attr]
         best = _fastest([one for one in measured if one.party == student.party.name], clock)
-        variant: Any = best.variant if best is not None and best.clips == clips else "eager"
+        variant: Any = best.variant if best is not None and best.clips == clips else student.plain
         measured += _whole_way(student, dataset, variant, clips, plan, device)
     if "steps" in plan.parts and plan.subject.recipe is not None and plan.manifest is not None:
         say("steps of training")
@@ -219,6 +220,15 @@ class _Looking:
             raise ValueError(f"{party.name} tells no classes apart by what it sees or hears: it can't be timed so")
         return _Looking(party, model.input, model, None, (), manifest)
 
+    @property
+    def plain(self) -> Variant:
+        """How it runs if nothing else is asked for."""
+        return "onnx" if self.party.exported is not None and self.party.exported.suffix == ".onnx" else "eager"
+
+    def ways(self, chosen: Sequence[Variant]) -> Sequence[Variant]:
+        """Of the chosen ones, its own: an exported network runs as it is."""
+        return chosen if self.model is not None else (self.plain,)
+
     def views(self, clips: int, count: int) -> list[View]:
         """Noise."""
         if self.model is not None:
@@ -299,10 +309,7 @@ def _inference(
     clock: Clock,
 ) -> tuple[list[Measurement], list[float]]:
     """All variants of all networks against each other, and the first of them twice, for the noise."""
-    only: tuple[Variant, ...] = ("eager",)
-    each: list[tuple[_Looking, Variant]] = []
-    for one in looking:
-        each += [(one, variant) for variant in (chosen if one.model is not None else only)]
+    each = [(one, variant) for one in looking for variant in one.ways(chosen)]
     contenders = [_contender(one, variant, clips) for one, variant in [*each, each[0]]]
     *found, again = measure(contenders, device=device, patience=plan.patience)
     if not found[0].rounds or not again.rounds:
