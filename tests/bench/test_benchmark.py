@@ -43,7 +43,8 @@ def run(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         teachers={"teacher": TrainedTeacher(checkpoint=str(folder / "taught"))},
     )
     (folder / "run" / "recipe.json").write_text(recipes.dump(recipe))
-    (folder / "run" / "evaluation.json").write_text(json.dumps({"top1": 0.75}))
+    scored = {"top1": 0.75, "views": {"temporal": 5, "spatial": 3}}
+    (folder / "run" / "evaluation.json").write_text(json.dumps(scored))
     return folder / "run"
 
 
@@ -86,6 +87,7 @@ def test_networks_are_described_with_what_their_run_scored(done: Path, run: Path
     student, teacher = read_results(done / "bench.json").networks
     assert (student.party, student.architecture, student.accuracy) == ("student", "CompactShift", 0.75)
     assert (teacher.party, teacher.architecture, teacher.accuracy) == ("teacher", "Conv3d", None)
+    assert (student.views, student.accuracy_views, teacher.views) == (15, 15, 1)
     assert student.params is not None
     assert student.param_bytes == 4 * student.params
     assert student.activation_bytes is not None
@@ -123,7 +125,7 @@ def test_compare_takes_folders_and_its_exit_code_says_whether_it_became_slower(
     assert main(["bench", "compare", str(tmp_path / "old"), str(tmp_path / "same")]) == 0
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "compare", str(tmp_path / "old"), str(tmp_path / "slow" / "bench.json")])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 3
     said = capsys.readouterr()
     assert "slower than 5% allows" in said.err
     assert "Not the same: list: 'old.csv' before and 'slow.csv' now." in said.out
@@ -140,7 +142,7 @@ def test_compare_takes_folders_and_its_exit_code_says_whether_it_became_slower(
         (["X3D-XS", "--rounds", "1"], "rounds are at least 2"),
         (["X3D-XS", "--device", "cuda:7"], "no device 'cuda:7' here"),
         (["X3D-XS", "--data", "nowhere"], "nowhere"),
-        (["compare", "nowhere.json", "nowhere.json"], "nowhere.json"),
+        (["compare", "nowhere.json", "nowhere.json"], "no result of videokd bench at nowhere.json"),
         (["Conv3d (quickstart)", "--out", "README.md"], "README.md"),
     ],
 )
@@ -153,6 +155,13 @@ def test_bad_input_is_a_clear_message(
         main(["bench", *arguments, *(FAST if "--rounds" not in arguments and arguments[0] != "compare" else [])]) == 1
     )
     assert said in capsys.readouterr().err
+
+
+def test_a_comparison_that_tells_nothing_is_no_success(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "compare", str(done), str(done)]) == 1  # two rounds
+    said = capsys.readouterr()
+    assert "2 rounds, at least" in said.out
+    assert "nothing can be told" in said.err
 
 
 def test_several_results_stand_on_one_page(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

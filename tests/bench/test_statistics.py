@@ -54,17 +54,35 @@ def test_summary_matches_hand_computed_values() -> None:
         stage="inference",
         variant="eager",
         clips=8,
-        rounds=[turn(calls=2, wall=4, cpu=2 * cpu) for cpu in (1.0, 2.0, 3.0, 5.0, 9.0)],
+        rounds=[
+            turn(calls=2, wall=wall, cpu=2 * cpu) for cpu, wall in zip((1.0, 2, 3, 5, 9), (2, 4, 6, 4, 4), strict=True)
+        ],
         latencies=[float(one) for one in range(101)],
     )
     found = summary(measured, "cpu")
     assert found.clips_per_second == 4  # 8 clips, 10 calls, 20 s of wall time
     assert found.seconds.value == 3
-    assert found.spread == pytest.approx(2 / 3)  # distances 2 1 0 2 6 from the median 3
+    assert found.spread == 0  # of 1 2 3 2 2 s a call: distances 1 0 1 0 0
     assert (found.p50, found.p95, found.p99) == (50, 95, 99)
     assert found.calls == 10
     assert found.seconds.low == 1  # 5.8 % of draws of five hold the smallest three times or more
     assert found.seconds.high == 9
+
+
+def test_spread_is_of_the_wall_as_the_rate_is() -> None:
+    rounds = [turn(wall=wall, cpu=1) for wall in (1.0, 2, 3, 5, 9)]
+    found = summary(Measurement(party="", stage="load", variant="bare", clips=1, rounds=rounds), "cpu")
+    assert found.spread == pytest.approx(2 / 3)  # distances 2 1 0 2 6 from the median 3
+    assert found.seconds.value == 1
+
+
+@pytest.mark.parametrize(("calls", "known"), [(19, 1), (20, 2), (99, 2), (100, 3)])
+def test_tails_are_of_calls_enough_to_have_them(calls: int, known: int) -> None:
+    measured = Measurement(
+        party="", stage="load", variant="bare", clips=1, rounds=ROUNDS, latencies=[float(one) for one in range(calls)]
+    )
+    found = summary(measured, "wall")
+    assert np.isfinite([found.p50, found.p95, found.p99]).tolist() == [True] * known + [False] * (3 - known)
 
 
 def test_summary_without_single_calls_has_no_tails() -> None:

@@ -50,6 +50,12 @@ def test_a_run_brings_its_trained_student_and_its_teacher(run: Path) -> None:
     assert torch.equal(next(student.parameters()), next(trained.parameters()))
 
 
+def test_a_folder_of_transformers_is_told_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"looks like a model of Hugging Face transformers: call it hf/{tmp_path}"):
+        subject([str(tmp_path)])
+
+
 def test_a_recipe_brings_networks_that_nobody_trained(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(f"from videokd.recipe import load\nrecipe = load({str(run / 'recipe.json')!r})\n")

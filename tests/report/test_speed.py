@@ -44,10 +44,12 @@ def words(figure: Figure) -> str:
     return " ".join(text.get_text() for text in texts)
 
 
-def by_hand(party: str, stage: Any, walls: Sequence[float], *, clips: int = 4, **more: Any) -> Measurement:
+def by_hand(
+    party: str, stage: Any, walls: Sequence[float], *, clips: int = 4, variant: str = "eager", **more: Any
+) -> Measurement:
     """Rounds of two calls."""
     rounds = [Round(calls=2, wall=wall, cpu=wall, device=None, yardstick=0.1) for wall in walls]
-    return Measurement(party=party, stage=stage, variant="eager", clips=clips, rounds=rounds, **more)
+    return Measurement(party=party, stage=stage, variant=variant, clips=clips, rounds=rounds, **more)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,17 @@ def test_the_answer_sets_the_student_beside_its_teacher() -> None:
     assert chapter.verdict == said
 
 
+def test_the_headline_sets_the_fastest_beside_the_fastest() -> None:
+    """The teacher is slower in ONNX Runtime than it need be."""
+    timed = [
+        by_hand("student", "inference", [1.0, 1.0, 1.0], variant="onnx"),
+        by_hand("big", "inference", [10.0, 10.0, 10.0], variant="onnx"),
+        by_hand("big", "inference", [4.0, 4.0, 4.0], variant="bf16"),
+    ]
+    chapter = speed_chapter(Results(subject="s", setting={"clock": "cpu"}, measurements=timed))
+    assert chapter.verdict.endswith("(onnx, 4 clips a call), 4.00 times as many as big (bf16, 4 clips a call).")
+
+
 def test_a_failure_is_said_and_drawn_nowhere(results: Results, chapter: Chapter) -> None:
     teacher = made_up_speed.TEACHER
     (row,) = [
@@ -202,6 +215,11 @@ def test_accuracy_stands_over_the_videos_that_its_views_allow(results: Results, 
     marks = [line for line in plot(chapter, "accuracy").panels[0].figure.axes[0].lines if len(line.get_xdata()) == 1]
     drawn = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in marks]
     assert drawn == [pytest.approx((row[2], 100 * row[1])) for row in numbers.rows]  # type: ignore[union-attr, operator]
+    # Scored by other views than it is to be priced for.
+    scored = replace(results, networks=[replace(one, accuracy_views=7) for one in results.networks])
+    (found,) = [one for one in speed_chapter(scored).sections if one.name == "accuracy"]
+    for _, _, videos, views, clips, _ in found.blocks[0].numbers.rows:  # type: ignore[union-attr]
+        assert (views, videos) == (7, pytest.approx(clips / 7))
     without = replace(results, networks=[replace(one, accuracy=None) for one in results.networks])
     assert [one.title for one in speed_chapter(without).missing] == ["Accuracy over rate"]
 

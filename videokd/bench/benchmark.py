@@ -55,8 +55,8 @@ class Plan:
     """Of training steps; None for the recipe's."""
     workers: int = 0
     """Processes that decode, of a second look at the loader and the whole way; 0 leaves it out."""
-    views: int = 1
-    """Clips that a video is scored by."""
+    views: int | None = None
+    """Clips that a video is scored by; None for as many as in its run's test, or one."""
     machine: Machine = field(default_factory=Machine)
     """The device."""
     patience: Patience = field(default_factory=Patience)
@@ -275,10 +275,11 @@ class _Looking:
                 params=None,
                 macs=None,
                 param_bytes=size,
-                views=plan.views,
+                views=plan.views or 1,
                 clip_seconds=_clip_seconds(self.spec, dataset),
             )
         price = cost(model)
+        accuracy, views = _accuracy(self.party.folder)
         return Network(
             party=self.party.name,
             architecture=type(model.config).__name__,
@@ -287,9 +288,10 @@ class _Looking:
             macs=price.macs,
             param_bytes=sum(one.nbytes for one in model.parameters()),
             activation_bytes=_activation_bytes(model),
-            views=plan.views,
+            views=plan.views or views or 1,
             clip_seconds=_clip_seconds(self.spec, dataset),
-            accuracy=_accuracy(self.party.folder),
+            accuracy=accuracy,
+            accuracy_views=views,
         )
 
 
@@ -424,12 +426,14 @@ def _clip_seconds(spec: Any, dataset: ClipDataset | None) -> float | None:
     return fmean(one.seconds for one in indices)
 
 
-def _accuracy(folder: Path | None) -> float | None:
+def _accuracy(folder: Path | None) -> tuple[float | None, int | None]:
+    """Top-1 of a run's test, and by how many clips of a video; None for what is not known."""
     path = None if folder is None else folder / "evaluation.json"
     if path is None or not path.is_file():
-        return None
+        return None, None
     said: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return said.get("top1")
+    views = said.get("views")
+    return said.get("top1"), None if views is None else views["temporal"] * views["spatial"]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Patience:
     """How long to measure."""
 
     rounds: int = 20
+    """In each, everything has its turn once; comparisons of many measurements need a dozen."""
     turn_seconds: float = 0.15
     """A turn is as many calls as take this long, at least one."""
     warm_up_seconds: float = 5.0
@@ -135,14 +137,13 @@ def measure(
         else:
             warm.append(ready)
         advance()
+    # Once more, for what the others' warm-up undid: an export to ONNX forgets what was compiled.
+    for one in warm:
+        _tried(one, partial(watch.timed, one.call, 3))
     order = random.Random(1)
     for _ in range(patience.rounds):
         for one in order.sample(warm, k=len(warm)):
-            try:
-                if one.error is None:
-                    _turn(one, watch, ruler)
-            except _FAILURES as error:  # a video that only now came by can't be read; memory is out after all
-                one.error = _said(error)
+            _tried(one, partial(_turn, one, watch, ruler))
         advance()
     for one in warm:
         if device.type == "cuda" and one.error is None:
@@ -228,6 +229,15 @@ def _warmed_up(contender: Contender, watch: _Watch, patience: Patience) -> _Warm
         difference=difference,
     )
     return _Warm(contender, call, max(1, math.ceil(patience.turn_seconds / max(a_call, 1e-7))), measured)
+
+
+def _tried(one: _Warm, work: Callable[[], object]) -> None:
+    """Does the work, if nothing failed before; a video that only now came by can't be read, memory is out after all."""
+    try:
+        if one.error is None:
+            work()
+    except _FAILURES as error:
+        one.error = _said(error)
 
 
 def _turn(one: _Warm, watch: _Watch, ruler: Callable[[], object]) -> None:

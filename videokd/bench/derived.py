@@ -225,7 +225,7 @@ SPEED_COLUMNS = (
     "p95 ms",
     "p99 ms",
     "± %",
-    "memory",
+    "RSS (GPU: peak)",
     "same top-1 %",
     "× slower",
     "of limit %",

@@ -99,11 +99,13 @@ class Network:
     activation_bytes: int | None = None
     """What its layers read and write for a clip, weights not counted: a lower bound of the traffic, in fp32."""
     views: int = 1
-    """A video is scored by so many clips."""
+    """A video is scored by so many clips, for the cost of one."""
     clip_seconds: float | None = None
     """Of video that a clip spans; None where that hangs on the video."""
     accuracy: float | None = None
     """Top-1 on its run's test, if that is known."""
+    accuracy_views: int | None = None
+    """Clips that a video was scored by there."""
 
 
 @dataclass(frozen=True, kw_only=True)

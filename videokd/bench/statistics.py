@@ -46,9 +46,12 @@ class Summary:
     p50: float
     """Of the wall seconds of single calls; so are p95 and p99. NaN where single calls were not timed."""
     p95: float
+    """NaN of fewer than 20 calls."""
     p99: float
+    """NaN of fewer than 100 calls."""
     spread: float
-    """Half the middle half of the rounds' seconds a call (the median absolute deviation), over their median."""
+    """Half the middle half of the rounds' wall seconds a call (the median absolute deviation), over their median: what
+    else the machine did is in it, as it is in the rate."""
     calls: int
 
 
@@ -91,14 +94,20 @@ def summary(measurement: Measurement, clock: Clock) -> Summary:
     seconds = seconds_a_call(rounds, clock)
     median = float(np.median(seconds))
     calls = sum(one.calls for one in rounds)
-    p50, p95, p99 = np.percentile(measurement.latencies or [np.nan], [50, 95, 99]).tolist()
+    each = measurement.latencies
+    p50, p95, p99 = (
+        float(np.percentile(each, share)) if len(each) >= fewest else math.nan
+        for share, fewest in ((50, 1), (95, 20), (99, 100))
+    )
+    walls = seconds_a_call(rounds, "wall")
+    middle = float(np.median(walls))
     return Summary(
         clips_per_second=measurement.clips * calls / sum(one.wall for one in rounds),
         seconds=_interval(median, _medians(seconds, np.random.default_rng(0)), 0.95),
         p50=p50,
         p95=p95,
         p99=p99,
-        spread=float(np.median(np.abs(seconds - median))) / median,
+        spread=float(np.median(np.abs(walls - middle))) / middle,
         calls=calls,
     )
 

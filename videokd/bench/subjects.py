@@ -85,6 +85,8 @@ def _parties(name: str, classes: tuple[str, ...], trust: Collection[str]) -> tup
         recipe = recipes.load(name)
         return _of_recipe(recipe, parties(recipe)), recipe
     if path.is_dir():
+        if (path / "config.json").is_file() and not (path / "model.json").is_file():
+            raise ValueError(f"{name} looks like a model of Hugging Face transformers: call it hf/{name}")
         if not (path / "recipe.json").is_file():
             return [Party(name=path.name, build=partial(load_model, path, trust=trust), folder=path)], None
         recipe = recipes.load(path / "recipe.json")

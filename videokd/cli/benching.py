@@ -31,6 +31,9 @@ from videokd.recipe import Recipe
 from videokd.report.speed.page import write_speed_page
 from videokd.report.tables import terminal_table
 
+_SLOWER = 3
+"""The exit code of `bench compare` then; 1 is what errors have."""
+
 
 def bench(
     models: tyro.conf.Positional[tuple[str, ...]],
@@ -45,13 +48,16 @@ def bench(
     sweep: tuple[int, ...] = (),
     step_batch_size: int | None = None,
     workers: int = 0,
-    views: int = 1,
+    views: int | None = None,
     threads: int | None = None,
     device: str = "auto",
     patience: Annotated[Patience, tyro.conf.arg(name="")] = Patience(),  # noqa: B008  # frozen
     trust: tuple[str, ...] = (),
 ) -> None:
     """Times networks and all that is around them, and leaves bench.json, a page and plots.
+
+    `videokd bench compare OLD NEW` says whether something became slower, `videokd bench page RESULT...` puts several
+    results on one page.
 
     Args:
         models: Names of architectures (`videokd models`; torchvision/r2plus1d_18, hf/FOLDER), folders of runs or saved
@@ -69,7 +75,8 @@ def bench(
         sweep: Further batch sizes, of the eager networks.
         step_batch_size: Clips of a training step; the recipe's if not given.
         workers: Processes that decode, for a second look at loading and the whole way.
-        views: Clips that a video is scored by, for the cost of a video.
+        views: Clips that a video is scored by, for the cost of a video; as many as in the run's test, or one, if not
+            given.
         threads: Of torch; all cores if not given. With one thread a CPU's seconds are those that the process computed,
             which other work on the machine lengthens less than those that pass by.
         device: "auto", "cpu", "cuda", "cuda:1"...
@@ -116,7 +123,8 @@ def compare(
     max_regress: str = "5%",
     across_machines: bool = False,
 ) -> None:
-    """Compares two results of `videokd bench`; the exit code is 1 if something became slower than allowed.
+    """Compares two results of `videokd bench`; the exit code is 3 if something became slower than allowed, and 1 if
+    nothing could be told.
 
     Args:
         old: The earlier bench.json, or its folder.
@@ -131,7 +139,9 @@ def compare(
         CONSOLE.print(f"Not the same: {difference}", highlight=False)
     if found.regressed:
         print(f"videokd: slower than {max_regress} allows", file=sys.stderr)
-        raise SystemExit(1)
+        raise SystemExit(_SLOWER)
+    if not any(row.verdict in ("same", "faster", "mended") for row in found.rows):
+        raise ValueError(f"nothing can be told of {old} and {new}: the table says why")
 
 
 def page(results: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs") / "bench.html") -> None:
@@ -150,7 +160,10 @@ def page(results: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs
 
 
 def _file(path: Path) -> Path:
-    return path / "bench.json" if path.is_dir() else path
+    found = path / "bench.json" if path.is_dir() else path
+    if not found.is_file():
+        raise ValueError(f"no result of videokd bench at {found}")
+    return found
 
 
 def _share(text: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -176,6 +177,8 @@ def card(bench: Bench) -> Section:
     environment = setting.pop("environment", None) or {}
     rows: list[list[Cell]] = [["asked for", bench.results.subject]]
     rows += [[str(name), _text(value)] for name, value in setting.items() if value is not None]
+    if command := at(environment, "command"):
+        rows.append(["command", shlex.join(command)])
     rows += [[name, _text(value)] for name, path in _ENVIRONMENT.items() if (value := at(environment, *path))]
     versions = at(environment, "packages") or {}
     if versions:
@@ -189,7 +192,6 @@ def card(bench: Bench) -> Section:
 
 _ENVIRONMENT = {
     "date": ("date",),
-    "command": ("command",),
     "videokd": ("videokd",),
     "revision": ("git", "package", "revision"),
     "Python": ("python",),
@@ -247,7 +249,12 @@ def _ceilings(bench: Bench) -> Table:
         [one.what, one.per_second, one.unit, *((min(one.rounds), max(one.rounds)) if one.rounds else (None, None))]
         for one in bench.results.ceilings
     ]
-    return Table(title="Ceilings", columns=columns, rows=rows, note="What this machine did at best, in the same run.")
+    return Table(
+        title="Ceilings",
+        columns=columns,
+        rows=rows,
+        note="What this machine did in the same run: the median of rounds.",
+    )
 
 
 def _signed(share: float) -> str:

@@ -164,8 +164,9 @@ def accuracy(each: Sequence[Results], looks: Mapping[str, Look]) -> Section | Mi
                 continue
             key = _key(number, network.party) if len(each) > 1 else network.party
             rate = found[best.name].clips_per_second
-            points[key] = (rate / network.views, network.accuracy)
-            rows.append([key, network.accuracy, rate / network.views, network.views, rate, under(best)])
+            views = network.accuracy_views or network.views
+            points[key] = (rate / views, network.accuracy)
+            rows.append([key, network.accuracy, rate / views, views, rate, under(best)])
     if not points:
         why = "the accuracy of no network that was timed is known"
         return Missing(title="Accuracy over rate", why=why, command="videokd evaluate RUN")
@@ -208,9 +209,10 @@ def _verdict(bench: Bench) -> str:
         return "Nothing could be measured." if bench.results.measurements else "Nothing was measured."
     what = SAID.get(best.stage, best.stage)
     said = f"{begun(best.party)} does {shown(bench.rate(best), 'number')} clips/s {what} ({under(best)})"
-    factors = [
-        f"{shown(factor.value, 'number')} times as many as {party}" for party, factor in bench.speed_ups(best).items()
-    ]
+    factors = []
+    for party, (other, factor) in bench.ahead_of(best).items():
+        how = "" if under(other) == under(best) else f" ({under(other)})"
+        factors.append(f"{shown(factor.value, 'number')} times as many as {party}{how}")
     end = derived.fastest(bench.results, bench.found, best.party, "end to end")
     way = f"From files to logits it is {shown(bench.rate(end), 'number')} clips/s ({under(end)})." if end else ""
     return f"{', '.join([said, *factors])}. {way if best.stage == 'inference' else ''}".strip()

@@ -86,6 +86,16 @@ class Bench:
                     found[other.party] = factor
         return found
 
+    def ahead_of(self, one: Measurement) -> dict[str, tuple[Measurement, Interval]]:
+        """Other network -> its fastest, and how many times as fast `one` is."""
+        found = {}
+        for party in self.parties:
+            other = derived.fastest(self.results, self.found, party, one.stage)
+            factor = None if other is None else derived.speed_up(self.results, one, other)
+            if party != one.party and other is not None and factor is not None:
+                found[party] = other, factor
+        return found
+
 
 def answer(bench: Bench) -> Section | Missing:
     """How fast, how many times as fast, and what bounds it."""
@@ -135,8 +145,8 @@ def _large(bench: Bench) -> list[tuple[str, str, str]]:
             items.append((shown(bench.rate(mine), "number"), what, f"at its fastest: {under(mine)}"))
     if best is None:
         return items
-    for party, factor in list(bench.speed_ups(best).items())[: _LARGE - 1]:
-        sure = f"95 % interval {shown(factor.low, 'number')} to {shown(factor.high, 'number')}, both {under(best)}"
+    for party, (_, factor) in list(bench.ahead_of(best).items())[: _LARGE - 1]:
+        sure = f"95 % interval {shown(factor.low, 'number')} to {shown(factor.high, 'number')}, each at its fastest"
         items.append((f"{shown(factor.value, 'number')}×", f"the rate of {party}", sure))
     end = derived.fastest(bench.results, bench.found, best.party, "end to end")
     if best.stage == "inference" and end is not None:
