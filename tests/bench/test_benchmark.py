@@ -237,6 +237,16 @@ def test_an_exported_file_alone_goes_from_files_to_logits_and_says_what_it_guess
     assert any("does not say which frames it wants; read were 8 frames, dense every 1" in note for note in found.notes)
 
 
+def test_without_a_label_steps_are_left_out_and_the_rest_goes_on(run: Path) -> None:
+    whole = read_manifest(load(run / "recipe.json").data.path)
+    manifest = replace(whole, videos=tuple(replace(one, label=None, labels=()) for one in whole.videos))
+    plan = Plan(subject=subject([str(run)]), manifest=manifest, parts=("steps", "ceilings"), patience=QUICK)
+    found = benchmark(plan)
+    assert found.measurements == []
+    assert any("has a label: steps of training are left out" in note for note in found.notes)
+    assert found.ceilings
+
+
 def test_an_onnx_file_runs_in_onnx_runtime_beside_the_same_of_its_run(run: Path, tmp_path: Path) -> None:
     model = load_model(run)
     view = model.blank(2)

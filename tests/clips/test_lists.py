@@ -137,6 +137,16 @@ def test_a_folder_of_lists_is_a_set_with_splits(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_a_folder_with_its_manifest_is_read_by_it(tmp_path: Path) -> None:
+    for name in ("train/a.mp4", "train/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "manifest.jsonl").write_text('{"path": "train/a.mp4", "label": "jump", "split": "train"}\n')
+    found = read_manifest(tmp_path)
+    assert [(one.id, one.label, one.split) for one in found.videos] == [("train/a.mp4", "jump", "train")]
+    assert found.source == tmp_path / "manifest.jsonl"
+
+
 def test_folders_of_pictures_say_how_many_frames(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("some/directory-1 163 1\nsome/directory-2 122 1\nsome/directory-3 258 2\n")
     manifest = read_manifest(tmp_path / "list.txt")

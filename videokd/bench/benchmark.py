@@ -116,8 +116,13 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
         variant: Any = best.variant if best is not None and best.clips == clips else student.plain
         measured += _whole_way(student, dataset, variant, clips, plan, device)
     if "steps" in plan.parts and plan.subject.recipe is not None and plan.manifest is not None:
-        say("steps of training")
-        measured += _steps(plan, device)
+        if any(one.names for one in plan.manifest.videos):
+            say("steps of training")
+            measured += _steps(plan, device)
+        else:
+            notes.append(
+                f"No clip of {plan.manifest.source} that was read has a label: steps of training are left out."
+            )
     limits = []
     if "ceilings" in plan.parts:
         say("what this machine can do")

@@ -108,8 +108,9 @@ def _found(path: str | Path, root: Path | None, fold: int) -> _Found:
 
 def _in_folder(folder: Path, root: Path | None, fold: int) -> _Found:
     names = sorted(child.name for child in folder.iterdir() if child.is_file())
-    if "index.jsonl" in names:
-        return _Found(_jsonl_rows(folder / "index.jsonl", root or folder), source=folder / "index.jsonl")
+    for own in ("index.jsonl", "manifest.jsonl"):  # a packed set's, and what `videokd data` writes
+        if own in names:
+            return _Found(_jsonl_rows(folder / own, root or folder), source=folder / own)
     if "classInd.txt" in names:
         return _ucf101(folder, root, fold)
     if any(_HMDB51_FILE.fullmatch(name) for name in names):
