@@ -237,6 +237,25 @@ def test_an_exported_file_alone_goes_from_files_to_logits_and_says_what_it_guess
     assert any("does not say which frames it wants; read were 8 frames, dense every 1" in note for note in found.notes)
 
 
+def test_clips_that_can_not_be_read_are_left_out_and_counted(run: Path, tmp_path: Path) -> None:
+    whole = read_manifest(load(run / "recipe.json").data.path)
+    (tmp_path / "bad.mp4").write_text("nothing")
+    bad = replace(whole.videos[0], id="bad", path=tmp_path / "bad.mp4")
+    plan = Plan(
+        subject=subject(["CompactShift (quickstart)"]),
+        manifest=replace(whole, videos=(bad, *whole.videos[:5])),
+        variants=("eager",),
+        batch_size=2,
+        patience=QUICK,
+    )
+    found = benchmark(plan)
+    assert [one.error for one in found.measurements] == [None] * 5
+    assert found.setting["clips"] == 5
+    assert any("1 of 6 clips can't be read and are left out; the first: " in note for note in found.notes)
+    with pytest.raises(ValueError, match=r"no clip of .* can be read; the first: .*bad\.mp4"):
+        benchmark(replace(plan, manifest=replace(whole, videos=(bad,))))
+
+
 def test_without_a_label_steps_are_left_out_and_the_rest_goes_on(run: Path) -> None:
     whole = read_manifest(load(run / "recipe.json").data.path)
     manifest = replace(whole, videos=tuple(replace(one, label=None, labels=()) for one in whole.videos))

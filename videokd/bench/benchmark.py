@@ -84,7 +84,14 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
     measured: list[Measurement] = []
     noise: list[float] = []
     notes: list[str] = []
-    clock = _clock(device)
+    clock, student, dataset = _clock(device), looking[0], None
+    if plan.manifest is not None and isinstance(student.spec, InputSpec):
+        kept, unread = stages.readable(plan.manifest, student.spec)
+        if unread:
+            of = len(plan.manifest.videos)
+            notes.append(f"{len(unread)} of {of} clips can't be read and are left out; the first: {unread[0]}")
+        plan = replace(plan, manifest=kept)
+        dataset = ClipDataset(kept, {"student": student.spec})
     if "inference" in plan.parts:
         how = dict.fromkeys(variant for one in looking for variant in one.ways(chosen))
         say(f"inference of {', '.join(one.party.name for one in looking)}: {clips} clips, {', '.join(how)}")
@@ -96,7 +103,6 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
                 measured += measure(
                     [_contender(one, one.plain, size) for one in looking], device=device, patience=plan.patience
                 )
-    student = looking[0]
     if noise:
         notes.append(
             f"{student.party.name} against itself, {measured[0].variant}: {100 * (median(noise) - 1):+.1f} %, "
@@ -107,9 +113,6 @@ def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> 
             f"{student.party.name} is an exported file, which does not say which frames it wants; read were "
             f"{_said(student.spec)}. Name its run or model too, and it is read for like that."
         )
-    dataset = None
-    if plan.manifest is not None and isinstance(student.spec, InputSpec):
-        dataset = ClipDataset(plan.manifest, {"student": student.spec})
     if "loading" in plan.parts and dataset is not None:
         say(f"loading, and the way from files to logits: {len(dataset)} clips of {plan.manifest.source}")  # type: ignore[union-attr]
         best = _fastest([one for one in measured if one.party == student.party.name], clock)

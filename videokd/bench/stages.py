@@ -17,7 +17,8 @@ from videokd.clips.dataset import ClipDataset
 from videokd.clips.loader import batches, on_device
 from videokd.clips.manifest import Manifest
 from videokd.clips.order import ClipView
-from videokd.contracts import Batch
+from videokd.clips.reading import VideoError
+from videokd.contracts import Batch, InputSpec
 
 
 def chosen(manifest: Manifest, *, split: str | None, clips: int) -> Manifest:
@@ -31,6 +32,25 @@ def chosen(manifest: Manifest, *, split: str | None, clips: int) -> Manifest:
         raise ValueError(f"no video of {manifest.source} (split {split}) is there: nothing to decode")
     step = max(len(there) / clips, 1)
     return replace(manifest, videos=tuple(there[int(place * step)] for place in range(min(clips, len(there)))))
+
+
+def readable(manifest: Manifest, spec: InputSpec) -> tuple[Manifest, list[str]]:
+    """The clips that can be read, each of which is read once to know it, and why the others can't.
+
+    Raises:
+        ValueError: if none can.
+    """
+    dataset = ClipDataset(manifest, {"student": spec})
+    kept, unread = [], []
+    for number, video in enumerate(manifest.videos):
+        try:
+            dataset.clips(number, [0])
+            kept.append(video)
+        except VideoError as error:
+            unread.append(str(error))
+    if not kept:
+        raise ValueError(f"no clip of {manifest.source} can be read; the first: {unread[0]}")
+    return replace(manifest, videos=tuple(kept)), unread
 
 
 class Endless:
