@@ -228,6 +228,17 @@ def test_an_exported_file_is_compared_with_its_run_and_read_for_alike(run: Path,
     assert networks["student.pt2"].clip_seconds == networks["student"].clip_seconds
 
 
+@pytest.mark.parametrize("other", ["of noise", "of other classes"])
+def test_an_exported_file_is_not_compared_with_what_it_is_not_of(other: str, exported: Path, tmp_path: Path) -> None:
+    name = "CompactShift (quickstart)"  # as it comes: random weights, 400 classes
+    if other == "of other classes":
+        name = str(tmp_path / "few")
+        save_model(load("quickstart/distilled.py").student.build(["a", "b"]), name)
+    plan = Plan(subject=subject([name, str(exported)]), parts=("inference",), variants=("eager",), patience=QUICK)
+    found = benchmark(plan).measurements[-1]
+    assert (found.party, found.error, found.difference) == ("student.pt2", None, None)
+
+
 def test_an_exported_file_alone_goes_from_files_to_logits_and_says_what_it_guessed(run: Path, exported: Path) -> None:
     manifest = read_manifest(load(run / "recipe.json").data.path)
     plan = Plan(subject=subject([str(exported)]), manifest=manifest, parts=("inference", "loading"), patience=QUICK)

@@ -206,7 +206,8 @@ class _Looking:
     """Of an exported network's frames; () of others."""
     manifest: Manifest | None
     like: "_Looking | None" = None
-    """The network that an exported one has its frames from, and is compared with: the first one of the same frames."""
+    """The network that an exported one has its frames from: the first one of the same shape. It is compared with that,
+    if it was trained, for the same number of classes."""
     known: dict[int, tuple[list[View], list[Tensor]]] = field(default_factory=dict)
     """Clips a call -> what variants are compared on, and what the eager network says of it."""
 
@@ -352,10 +353,13 @@ def _difference(one: _Looking, variant: Variant, clips: int, call: Callable[[], 
     known = one.like if one.model is None else one
     if known is None or (known is one and variant == "eager"):
         return None
+    if known is not one and known.party.folder is None:
+        return None  # nobody trained it: what it answers is noise
     views, eager = known.eager(clips)
     assert isinstance(call, variants.Rotating)
     said = [call.runner(view).float().cpu() for view in views]  # a graph's answer is overwritten by the next
-    return variants.difference(said, eager)
+    same_classes = said[0].shape == eager[0].shape
+    return variants.difference(said, eager) if same_classes else None
 
 
 def _whole_way(

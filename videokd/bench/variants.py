@@ -121,7 +121,7 @@ def of_file(path: Path) -> tuple[Runner, tuple[int, ...]]:
     def run(view: View) -> Tensor:
         assert isinstance(view, Clip)
         with torch.inference_mode():
-            said = network(*[view.frames, view.times][: len(inputs)])
+            said = network(*[view.frames.cpu(), view.times.cpu()][: len(inputs)])
         logits: Tensor = said[0] if isinstance(said, tuple | list) else said
         return logits
 
@@ -250,7 +250,7 @@ def _of_session(session: Any) -> Runner:
 def _fed(view: View, names: dict[str, int]) -> dict[str, Any]:
     """Frames have five axes, times two; what does not change the logits is no input."""
     assert isinstance(view, Clip)
-    return {name: (view.frames if axes == 5 else view.times).contiguous().numpy() for name, axes in names.items()}
+    return {name: (view.frames if axes == 5 else view.times).contiguous().cpu().numpy() for name, axes in names.items()}
 
 
 def _in_int8(path: Path, views: Sequence[Clip]) -> Path:
