@@ -64,8 +64,7 @@ class ConvNorm(Connector):
 
     def build(self, student: int, teacher: int, head: Head | None) -> nn.Module:
         """See `Connector.build`."""
-        last = [nn.ReLU()] if self.relu else []
-        return nn.Sequential(nn.Linear(student, teacher, bias=False), _ChannelNorm(teacher), *last)
+        return _ConvNorm(student, teacher, relu=self.relu)
 
 
 @dataclass(frozen=True)
@@ -109,16 +108,27 @@ class ThroughHead(Connector):
         return _ThroughHead(ConvNorm(self.relu).build(student, teacher, None), head)
 
 
-class _ChannelNorm(nn.BatchNorm1d):
-    """Batch normalisation of the last dimension."""
+class _ConvNorm(nn.Module):
+    """Maps (B, T, H, W, Cs) to (B, T, H, W, Ct). The norm is torch's own, so that it can be synchronised over processes
+    like any other: channels are its second dimension."""
+
+    def __init__(self, student: int, teacher: int, *, relu: bool) -> None:
+        super().__init__()
+        self.conv = nn.Linear(student, teacher, bias=False)
+        self.norm = nn.BatchNorm1d(teacher)
+        self.activation = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, values: Tensor) -> Tensor:
-        flat = values.flatten(0, -2)
-        if self.training and len(flat) < 2:  # one clip vector has no variance: by what was seen so far
-            normalised = F.batch_norm(flat, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        mapped: Tensor = self.conv(values)
+        rows = mapped.flatten(0, -2)  # (B T H W, Ct)
+        if self.training and len(rows) < 2 and not getattr(self.norm, "synchronised", False):
+            # One vector has no variance: the running statistics stand in for its own.
+            norm = self.norm
+            rows = F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
-            normalised = super().forward(flat)
-        return normalised.view(values.shape)
+            rows = self.norm(rows)
+        activated: Tensor = self.activation(rows)
+        return activated.view(mapped.shape)
 
 
 class _Variational(nn.Module):
