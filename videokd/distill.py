@@ -18,7 +18,7 @@ from videokd.models import Model
 from videokd.models.head import class_vectors, linear_head, looks_at_order
 from videokd.models.simkd import SimKDModel
 from videokd.processes import is_distributed, mean_over_processes, world_size
-from videokd.teachers import Mixture, Teacher, tap_grids
+from videokd.teachers import Mixture, Teacher, check_not_shared, tap_grids
 from videokd.weighting import ClipWeights, FixedWeights, Weighting, scheduled_weight
 
 _FINENESS: dict[Grid, int] = {"clip": 0, "frames": 1, "map": 2}
@@ -75,8 +75,8 @@ class Student(nn.Module):
         weighting: of the terms against each other.
 
     Raises:
-        ValueError: if a party lacks a tap, a term would always be zero between these taps, or a teacher lacks the last
-            layer that a term needs.
+        ValueError: if a model lacks a tap, a term would always be zero between these taps, a teacher lacks the last
+            layer that a term needs, or a teacher shares a part of the student.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Student(nn.Module):
         weighting: Weighting = FixedWeights(),
     ) -> None:
         super().__init__()
+        check_not_shared(model, teachers)
         self.model = model
         trained = {name: one for name, one in teachers.items() if isinstance(one, Teacher)}
         check_taps(terms, {"student": model, **{name: one.model for name, one in trained.items()}})

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from videokd.contracts import Batch, Clip, FeatureMap, Grid, InputSpec, Outputs, Pace, Sound, View, labelled
 from videokd.models import Model
 
 
 class Teacher:
-    """A trained model that stays as it is: in eval mode, without gradients, outside every `nn.Module`.
+    """A trained model that stays as it is: in eval mode at each call, without gradients, outside every `nn.Module`.
 
     Args:
         model: the trained model.
@@ -36,7 +36,8 @@ class Teacher:
         if remember and stored is not None:
             raise ValueError("what is stored needs no memory: remember is False where outputs are stored")
         model.check_taps(list(taps))
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.requires_grad_(False)
+        _put_in_eval_mode(model)
         self.taps = dict(taps)
         grids = tap_grids(model, set(taps))
         self.shapes = {tap: grid.shape for tap, grid in grids.items()}
@@ -67,7 +68,8 @@ class Teacher:
             views: (B,), their view numbers.
 
         Raises:
-            ValueError: if it is `shuffled` and more than half of the clips are of one video.
+            ValueError: if it is `shuffled` and more than half of the clips are of one video, or if a part of the model
+                can't be put in eval mode.
         """
         said = self._said(view, ids, views)
         return _of_others(said, ids) if self._shuffles else said
@@ -91,6 +93,7 @@ class Teacher:
         return Outputs(stacked.get("logits"), features, stacked.get("known"))
 
     def _compute(self, view: View | Tensor) -> Outputs:
+        _put_in_eval_mode(self.model)
         with torch.inference_mode():
             outputs: Outputs = self.model(view, tuple(self.taps))
             features = {tap: outputs.features[tap].pooled(grid) for tap, grid in self.taps.items()}
@@ -165,6 +168,26 @@ def all_targets(teachers: "Mapping[str, Teacher | Mixture]", batch: Batch) -> di
     return targets
 
 
+def check_not_shared(student: nn.Module, teachers: "Mapping[str, Teacher | Mixture]") -> None:
+    """Check that no teacher has a module, parameter or buffer of the student.
+
+    Raises:
+        ValueError: if one has: it would not stay as it is, and would put the student in eval mode.
+    """
+    own = {id(one) for one in (*student.modules(), *student.parameters(), *student.buffers())}
+    for name, teacher in teachers.items():
+        if not isinstance(teacher, Teacher):
+            continue
+        named = (*teacher.model.named_modules(), *teacher.model.named_parameters(), *teacher.model.named_buffers())
+        shared = next((path for path, one in named if id(one) in own), None)
+        if shared is not None:
+            part = f"its {shared!r}" if shared else "its whole model"
+            raise ValueError(
+                f"teacher {name!r} shares {part} with the student: a teacher stays as it is, so give it a copy "
+                "(copy.deepcopy of the model)"
+            )
+
+
 def tap_shapes(model: Model[Any], taps: set[str]) -> dict[str, tuple[int, int, int, int]]:
     """Steps, rows, columns and channels of each tap, found by a forward pass over one clip of nothing."""
     return {tap: shape for tap, (shape, _) in tap_grids(model, taps).items()}
@@ -184,9 +207,10 @@ def tap_grids(model: Model[Any], taps: set[str]) -> dict[str, TapGrid]:
     """The grid of each tap, found by a forward pass over one clip of nothing."""
     if not taps:
         return {}
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     features = model.eval()(model.blank(), tuple(taps)).features
-    model.train(training)
+    for module, training in modes:
+        module.training = training
     found = {}
     for tap, feature_map in features.items():
         _, steps, rows, columns, channels = feature_map.values.shape
@@ -215,6 +239,23 @@ def _of_others(said: Outputs, ids: Sequence[str]) -> Outputs:
     others = said.at(source)
     features = {tap: replace(one, times=said.features[tap].times) for tap, one in others.features.items()}
     return replace(others, features=features)
+
+
+def _put_in_eval_mode(model: nn.Module) -> None:
+    """Put a model in eval mode, all its parts.
+
+    Raises:
+        ValueError: if a part stays in train mode.
+    """
+    if not any(module.training for module in model.modules()):
+        return
+    model.eval()
+    for name, module in model.named_modules():
+        if module.training:
+            raise ValueError(
+                f"a teacher is in eval mode, and its {name or 'model'!r} ({type(module).__name__}) stays in train mode "
+                "after eval(): its outputs would change from call to call"
+            )
 
 
 def _rows(view: View | Tensor, rows: Sequence[int]) -> View | Tensor:
