@@ -299,9 +299,9 @@ def test_srrl_goes_through_the_teachers_last_layer_which_does_not_learn() -> Non
     (connector,) = student.connectors.values()
     assert torch.equal(connector.weight, teachers["teacher"].model.head.weight)
     assert {name for name, _ in connector.named_parameters()} == {
-        "regress.0.weight",
-        "regress.1.weight",
-        "regress.1.bias",
+        "regress.conv.weight",
+        "regress.norm.weight",
+        "regress.norm.bias",
     }
 
 

@@ -25,9 +25,9 @@ from videokd.clips.lists import read_manifest
 from videokd.clips.mixing import Mix
 from videokd.contracts import Outputs, View
 from videokd.distill import Term, wanted_taps
-from videokd.losses import CRD, CrossEntropy, Loss, SoftTargets
+from videokd.losses import CRD, CrossEntropy, Loss, Pair, SoftTargets
 from videokd.models import CompactShift, load_model, save_model
-from videokd.preflight import Report, check, preflight
+from videokd.preflight import Report, check, preflight, terms
 from videokd.preflight import forecast as forecasts
 from videokd.preflight.class_lists import accuracy_finding, renamed, score
 from videokd.recipe import Recipe, TrainedTeacher, load
@@ -453,3 +453,144 @@ def test_memory_on_a_gpu_is_that_of_a_step(recipe: Recipe) -> None:
     assert report.forecast is not None
     assert report.forecast.memory_there is not None
     assert 0 < report.forecast.memory < report.forecast.memory_there
+
+
+FROZEN = ("stem", "stages.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfAFrozenTap(Loss):
+    """Of a stage that `FROZEN` freezes, and of nothing else."""
+
+    def pairs(self) -> tuple[Pair, ...]:
+        return (Pair("stage1", "stage1", grid="clip", connector=None),)
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, label: Tensor) -> Tensor:
+        return student.features["stage1"].values.square().mean()
+
+
+def freezing(recipe: Recipe, **changes: Any) -> Recipe:
+    return replace(recipe, optim=replace(recipe.optim, freeze=FROZEN, **changes))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, made: Assembly) -> list[set[str]]:
+    """Which parameters of the model have a gradient after each backward pass, filled as a preflight runs."""
+    found: list[set[str]] = []
+    look = terms.seen
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        found.append({name for name, one in made.student.model.named_parameters() if one.grad is not None})
+        return look(*args, **kwargs)
+
+    monkeypatch.setattr(terms, "seen", seen)
+    return found
+
+
+def is_frozen(name: str) -> bool:
+    return any(name.startswith(f"{one}.") for one in FROZEN)
+
+
+def test_frozen_parameters_have_no_gradient_and_frozen_norms_do_not_move(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = assemble(freezing(recipe), teachers=good(recipe))
+    model = made.student.model
+    names = [name for name, _ in model.named_parameters()]
+    gradients = watched(monkeypatch, made)
+    means: list[Tensor] = []
+    norms = [one for name, one in model.named_modules() if is_frozen(name) and isinstance(one, torch.nn.BatchNorm2d)]
+    assert norms
+    now = norms[0].running_mean
+    assert now is not None
+    hook = model.register_forward_hook(lambda *_: means.append(now.clone()))
+    before = now.clone()
+    preflight(made, batches=2)
+    hook.remove()
+    assert gradients == [{name for name in names if not is_frozen(name)}] * 2
+    assert len(means) >= 2
+    assert all(torch.equal(mean, before) for mean in means)
+    # It is left as it was.
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert "train" not in vars(norms[0])
+    assert model.train() is model
+    assert norms[0].training
+
+
+def test_what_a_run_has_frozen_already_stays_frozen_after_a_preflight(recipe: Recipe) -> None:
+    recipe = freezing(recipe, freeze_until=0.25)  # two of eight steps
+    made = assemble(recipe, teachers=good(recipe))
+    model = made.student.model
+    recipe.optim.set_frozen(model, True)
+    preflight(made, batches=3)
+    model.train()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad != is_frozen(name)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.training != is_frozen(name)
+
+
+def test_each_batch_is_frozen_as_its_step_is(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = freezing(recipe, freeze_until=0.25)
+    made = assemble(recipe, teachers=good(recipe))
+    gradients = watched(monkeypatch, made)
+    preflight(made, batches=3)
+    assert [any(is_frozen(name) for name in one) for one in gradients] == [False, False, True]
+    # Where the batches end before the frozen part does, the last one shows what comes later.
+    gradients.clear()
+    report = preflight(made, batches=1)
+    assert [any(is_frozen(name) for name in one) for one in gradients] == [False, True]
+    assert report.batches == 1
+
+
+def test_a_term_that_learns_nothing_until_its_layers_thaw_is_a_warning_and_if_never_an_error(recipe: Recipe) -> None:
+    recipe = with_terms(recipe, early=Term(loss=OfAFrozenTap()))
+    for until, level in ((0.5, "warning"), (1.0, "error")):
+        later = freezing(recipe, freeze_until=until)
+        report = preflight(assemble(later, teachers=good(later)), batches=1)
+        (finding,) = [one for one in report.findings if one.what == "term early"]
+        assert finding.level == level, finding.said
+        assert ("only after optim.freeze_until" in finding.said) == (until < 1)
+
+
+def test_a_wrong_name_to_freeze_is_refused_in_a_preflight_too(recipe: Recipe) -> None:
+    wrong = replace(recipe, optim=replace(recipe.optim, freeze=("stemm",)))
+    with pytest.raises(ValueError, match=r"freeze names 'stemm'.*did you mean 'stem'"):
+        preflight(assemble(wrong, teachers=good(wrong)), batches=1)
+
+
+def test_a_forecast_counts_what_learns_and_the_copies_of_the_weights(recipe: Recipe) -> None:
+    def disk(recipe: Recipe) -> tuple[int, Assembly]:
+        made = assemble(recipe, teachers=good(recipe))
+        need = preflight(made, batches=1).forecast
+        assert need is not None
+        return need.disk, made
+
+    plain, made = disk(recipe)
+    model = sum(one.nbytes for one in made.student.model.state_dict().values())
+    frozen = sum(4 * one.numel() for name, one in made.student.model.named_parameters() if is_frozen(name))
+    assert disk(freezing(recipe))[0] == plain - 2 * 2 * frozen  # no moments, in two checkpoints
+    assert disk(freezing(recipe, freeze_until=0.5))[0] == plain
+    assert disk(replace(recipe, optim=replace(recipe.optim, ema=0.9)))[0] == plain + 2 * model
+
+
+def test_a_batch_is_checked_in_the_parts_in_which_it_is_learned(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(recipe, optim=replace(recipe.optim, accumulate=4))
+    made = assemble(recipe, teachers=good(recipe))
+    sizes: list[int] = []
+    hook = made.student.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0].frames)))
+    report = preflight(made, batches=1)
+    hook.remove()
+    assert sizes == [6, 6, 6, 6]
+    assert report.teachers[0].labelled == 24
+
+
+def test_networks_are_laid_out_as_in_the_run(recipe: Recipe) -> None:
+    recipe = replace(recipe, machine=replace(recipe.machine, channels_last=True))
+    made = assemble(recipe, teachers=good(recipe))
+    preflight(made, batches=1)
+    convolutions = [one for network in made.networks for one in network.modules() if isinstance(one, torch.nn.Conv2d)]
+    assert convolutions
+    assert all(one.weight.is_contiguous(memory_format=torch.channels_last) for one in convolutions)

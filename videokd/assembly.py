@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from videokd import recipe as recipes
 from videokd.clips.dataset import ClipDataset, FrameMemory
@@ -52,6 +52,11 @@ class Assembly:
     """The recipe's, fitted to the data."""
     missing: tuple[str, ...]
     """Why videos of the list are left out, a sentence each."""
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The student, with its connectors, and the models of the teachers."""
+        return self.student, *(one.model for one in self.teachers.values() if isinstance(one, Teacher))
 
     @property
     def taken(self) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The gradient of a step: a batch, in as many parts as memory asks for, through student and objective."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,29 +24,38 @@ def backward(
 
     The batch is cut into `optim.accumulate` parts, which are alike in their share of labelled clips.
     """
-    parts = _parts(len(batch.id), recipe)
-    # Of the clips of all processes, for who has more of them.
-    shares = [1.0]
-    if len(parts) > 1:
-        sizes = mean_over_processes(torch.tensor([float(len(rows)) for rows in parts]))
-        shares = (sizes / sizes.sum()).tolist()
     total: dict[str, Tensor] = {}
     right = torch.zeros(2, device=batch.label.device)
-    for rows, share in zip(parts, shares, strict=True):
-        part, said = batch, targets
-        if len(parts) > 1:
-            there = rows.to(batch.label.device, non_blocking=True)
-            part, said = batch.at(rows), {name: one.at(there) for name, one in targets.items()}
+    for part, said, share in in_parts(batch, targets, recipe):
         with recipe.machine.autocast(batch.label.device):
             outputs, losses = learn(part, said, progress)
         scaler.scale(losses["total"] * share).backward()
         for name, loss in losses.items():
-            total[name] = total.get(name, 0) + loss.detach() * share if len(parts) > 1 else loss.detach()
+            total[name] = total.get(name, 0) + loss.detach() * share if share < 1 else loss.detach()
         if part.label.ndim == 1:  # mixed clips are of no one class
             known = labelled(part.label)
             hits = (outputs.logits.detach().argmax(dim=1) == part.label) & known
             right += torch.stack([known.sum(), hits.sum()])
     return total, right
+
+
+def in_parts(
+    batch: Batch, targets: Mapping[str, Outputs], recipe: Recipe
+) -> Iterator[tuple[Batch, Mapping[str, Outputs], float]]:
+    """Yield each part of a batch with its targets and its share of the clips of all processes.
+
+    Raises:
+        ValueError: if another process has other parts, since some of its clips could not be read.
+    """
+    parts = _parts(len(batch.id), recipe)
+    if len(parts) == 1:
+        yield batch, targets, 1.0
+        return
+    # Of the clips of all processes, for who has more of them.
+    sizes = mean_over_processes(torch.tensor([float(len(rows)) for rows in parts]))
+    for rows, share in zip(parts, (sizes / sizes.sum()).tolist(), strict=True):
+        there = rows.to(batch.label.device, non_blocking=True)
+        yield batch.at(rows), {name: one.at(there) for name, one in targets.items()}, share
 
 
 def _parts(clips: int, recipe: Recipe) -> list[Tensor]:

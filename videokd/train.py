@@ -148,7 +148,7 @@ def _train(
     if recipe.audit:
         audit(made, share=recipe.audit, console=console)
     if recipe.machine.channels_last:
-        for network in (student, *(one.model for one in made.teachers.values() if isinstance(one, Teacher))):
+        for network in made.networks:
             to_channels_last(network)
     optimizer = recipe.optim.build(student)
     recipe.optim.set_frozen(model, recipe.optim.frozen_at(0))  # refuses what is not there
@@ -167,7 +167,7 @@ def _train(
         if not begun and any(made.taken.values()):
             write_text(run.fitted_path, json.dumps(to_plain(made.terms), indent=2) + "\n")
     if recipe.machine.compile != "no":
-        for network in (student, *(one.model for one in made.teachers.values() if isinstance(one, Teacher))):
+        for network in made.networks:
             compile_in_place(network, recipe.machine.compile)
     wait_for_all()
     if not _seen(run.path / "recipe.json"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from videokd.averaging import WeightAverage
 from videokd.bench import stages
 from videokd.bench.contenders import Contender, Patience, measure
 from videokd.bench.results import Measurement
@@ -18,6 +19,7 @@ from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest
 from videokd.clips.packing import Packing, pack
 from videokd.contracts import InputSpec
+from videokd.distill import Student
 from videokd.models import save_model
 from videokd.recipe import PublishedTeacher, Recipe, TrainedTeacher, load
 
@@ -136,11 +138,30 @@ def test_a_step_learns(recipe: Recipe, clips: Manifest, tmp_path: Path) -> None:
     online = step_contenders(recipe, clips, folder=tmp_path / "work", clips=4)[1]
     step = online.make()
     made = step.__closure__  # type: ignore[attr-defined]
-    student = next(cell.cell_contents for cell in made if isinstance(cell.cell_contents, torch.nn.Module))
+    student = next(cell.cell_contents for cell in made if isinstance(cell.cell_contents, Student))
     before = [one.detach().clone() for one in student.parameters()]
     step()
     assert any(not torch.equal(one, other) for one, other in zip(before, student.parameters(), strict=True))
     assert all(one.grad is None for one in student.parameters())
+
+
+@pytest.mark.parametrize("until", [1.0, 0.5])
+def test_frozen_parameters_and_statistics_stay_in_the_steps_that_are_timed(
+    recipe: Recipe, clips: Manifest, tmp_path: Path, until: float
+) -> None:
+    frozen = ("stem", "stages.0")
+    recipe = replace(recipe, optim=replace(recipe.optim, freeze=frozen, freeze_until=until, ema=0.9))
+    for contender in step_contenders(recipe, clips, folder=tmp_path / "work", clips=4):
+        step = contender.make()
+        closed = step.__closure__  # type: ignore[attr-defined]
+        student = next(one.cell_contents for one in closed if isinstance(one.cell_contents, Student))
+        (average,) = (one.cell_contents for one in closed if isinstance(one.cell_contents, WeightAverage))
+        before = {name: one.clone() for name, one in student.model.state_dict().items()}
+        step()
+        moved = {name for name, one in student.model.state_dict().items() if not torch.equal(one, before[name])}
+        assert moved
+        assert not any(name.startswith(tuple(f"{one}." for one in frozen)) for name in moved)
+        assert average.steps == 1
 
 
 def test_teachers_that_would_be_fetched_are_built_with_random_weights(

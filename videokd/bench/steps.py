@@ -11,6 +11,7 @@ from rich.console import Console
 
 from videokd.acceleration import compile_in_place, to_channels_last
 from videokd.assembly import Assembly, assemble, parties
+from videokd.averaging import WeightAverage
 from videokd.bench.contenders import Contender
 from videokd.bench.subjects import without_published_weights
 from videokd.clips.manifest import Manifest, write_manifest
@@ -21,7 +22,7 @@ from videokd.label import label
 from videokd.losses import CrossEntropy
 from videokd.models import save_model
 from videokd.recipe import PublishedTeacher, Recipe, TeacherSource, TrainedTeacher
-from videokd.teachers import Teacher, all_targets
+from videokd.teachers import all_targets
 
 BATCHES = 4
 """That every step contender looks at, over and over: decoding has no part in a step's time."""
@@ -29,7 +30,8 @@ BATCHES = 4
 
 def step_contenders(recipe: Recipe, manifest: Manifest, *, folder: Path, clips: int) -> list[Contender]:
     """The steps that a recipe can make, over a few batches of `manifest`, as the training loop computes them: forward,
-    losses, backward and optimiser, without its logging. The optimiser's learning rate is that of the first step.
+    losses, backward, optimiser and running mean of the weights, without its logging. The learning rate, and what
+    `freeze` leaves to learn, are those of the first step.
 
     Args:
         recipe: without teachers, only its own step is timed.
@@ -121,8 +123,7 @@ def _on_stored(recipe: Recipe, folder: Path) -> Assembly:
 def _steps(made: Assembly) -> Callable[[], object]:
     """What makes a step at every call."""
     recipe, device, student = made.recipe, made.device, made.student
-    networks = [student, *(one.model for one in made.teachers.values() if isinstance(one, Teacher))]
-    for network in networks:
+    for network in made.networks:
         if recipe.machine.channels_last:
             to_channels_last(network)
         if recipe.machine.compile != "no":
@@ -130,7 +131,9 @@ def _steps(made: Assembly) -> Callable[[], object]:
     optimizer = recipe.optim.build(student)
     recipe.optim.set_lr(optimizer, 0)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.machine.precision == "fp16")
+    average = None if recipe.optim.ema is None else WeightAverage(student.model, recipe.optim.ema)
     learn = Step(student.train())
+    recipe.optim.set_frozen(student.model, recipe.optim.frozen_at(0))
     held: Sequence[Batch] = list(islice(made.batches(range(BATCHES)), BATCHES))
     coming = cycle(held)
 
@@ -147,5 +150,7 @@ def _steps(made: Assembly) -> Callable[[], object]:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+        if average is not None:
+            average.update(student.model)
 
     return step

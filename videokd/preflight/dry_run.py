@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from videokd.acceleration import to_channels_last
 from videokd.assembly import Assembly
 from videokd.contracts import Batch, Outputs, labelled
+from videokd.gradients import in_parts
 from videokd.machine import seed_step
 from videokd.preflight import class_lists, terms
 from videokd.preflight import forecast as forecasts
@@ -31,7 +32,10 @@ ENOUGH_LABELLED = 64
 def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out: Path | None = None) -> Report:
     """What the first batches of a run show; the run is left as it was, to the bit.
 
-    A step is computed as the run would, without the optimiser; then each term's gradient by itself.
+    A step is computed as the run would, without the optimiser: in parts, with `optim.freeze` as it is at that step, and
+    with weights channels last if the run has them so; then each term's gradient by itself, of the last part. Where
+    `optim.freeze_until` ends in the run, the last batch is computed once more without `freeze`, for the time, the
+    memory and the gradients of what follows.
 
     Args:
         made: the run, before its first step.
@@ -40,9 +44,10 @@ def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out:
         out: folder that the run is to be written to, for the disk it needs; None for the current one.
 
     Raises:
-        ValueError: for a video that can't be read, unless `data.on_bad_video` says otherwise.
+        ValueError: for a video that can't be read, unless `data.on_bad_video` says otherwise; for a name in
+            `optim.freeze` that the student does not have.
     """
-    out = out or Path()
+    out, optim = out or Path(), made.recipe.optim
     batches = min(batches, made.recipe.optim.steps)
     if batches < 1:
         raise ValueError(f"a preflight looks at one batch at least, not {batches}")
@@ -50,7 +55,12 @@ def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out:
     seen: list[dict[str, terms.Seen]] = []
     timed: list[Timed] = []
     skipped: list[str] = []
-    remembered = peak = 0
+    remembered = peak = learned = 0
+    last: Batch | None = None
+    unfrozen: _Computed | None = None
+    if made.recipe.machine.channels_last:
+        for network in made.networks:
+            to_channels_last(network)
     with _untouched(made):
         loaded, loader = _loaded(made, batches)
         for step in range(1, batches + 1):
@@ -59,16 +69,26 @@ def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out:
             skipped += batch.skipped
             if not batch.id:
                 continue
-            if made.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(made.device)
-            targets, outputs, losses, seconds = _step(made, batch, step)
+            _reset_peak(made.device)
+            done = _step(made, batch, step, frozen=optim.frozen_at(step - 1))
             peak = forecasts.peak_memory(made.device)
-            timed.append(seconds)
-            progress = step / made.recipe.optim.steps
-            seen.append(terms.seen(made, batch, progress=progress, targets=targets, outputs=outputs, losses=losses))
+            timed.append(done.seconds)
+            seen.append(_seen(made, done, step))
             made.student.zero_grad()
-            remembered = sum(_bytes(targets[name]) for name in _remembering(made)) // len(batch.id)
-            _listen(answers, targets, batch, len(made.clips.classes))
+            remembered = sum(_bytes(done.targets[name]) for name in _remembering(made)) // len(batch.id)
+            _listen(answers, done.targets, batch, len(made.clips.classes))
+            last = batch
+            del done  # its graph
+        if last is not None and optim.frozen_at(batches - 1) and not optim.frozen_at(optim.steps - 1):
+            for _ in range(2):  # the first of a new kind of step is slower
+                unfrozen = None  # its graph
+                made.student.zero_grad()
+                _reset_peak(made.device)
+                unfrozen = _step(made, last, batches, frozen=False)
+                peak = max(peak, forecasts.peak_memory(made.device))
+        later = None if unfrozen is None else _seen(made, unfrozen, batches)
+        optim.set_frozen(made.student.model, optim.frozen_at(optim.steps - 1))
+        learned = sum(one.nbytes for one in made.student.parameters() if one.requires_grad)
         more = range(batches, min(most or batches, made.recipe.optim.steps))
         for batch in made.batches(more) if more and _too_few(answers) else ():
             if batch.id:
@@ -90,8 +110,17 @@ def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out:
         scored.append(score)
         findings += found
     term_scores = terms.scores(made.terms, seen)
-    findings += terms.findings(made.terms, seen, term_scores)
-    need = forecasts.forecast(made, timed, loader=loader, peak=peak, remembered=remembered, out=out)
+    findings += terms.findings(made.terms, seen, term_scores, unfrozen=later)
+    need = forecasts.forecast(
+        made,
+        timed,
+        unfrozen=None if unfrozen is None else unfrozen.seconds,
+        learned=learned,
+        loader=loader,
+        peak=peak,
+        remembered=remembered,
+        out=out,
+    )
     findings += forecasts.findings(need, device=made.device, out=out)
     return Report(
         batches=batches,
@@ -121,12 +150,13 @@ def check(made: Assembly, *, batches: int, out: Path | None = None, console: Con
 
 @contextmanager
 def _untouched(made: Assembly) -> Iterator[None]:
-    """Leaves the student (weights, statistics, queues, gradients, modes), its weigher and the random state as they
-    were, whatever is done in between; there, the student is in train mode."""
+    """Leaves the student (weights, statistics, queues, gradients, modes, what is frozen), its weigher and the random
+    state as they were, whatever is done in between; there, the student is in train mode."""
     student, objective = made.student, made.student.objective
     tensors = [*student.parameters(), *student.buffers()]
     before = [one.detach().clone() for one in tensors]
-    modes = [(module, module.training) for module in student.modules()]
+    modes = [(module, module.training, vars(module).get("train")) for module in student.modules()]
+    learning = [(one, one.requires_grad) for one in student.parameters()]
     weigher, weights = objective.weigher, objective.weights
     # A copy, for a weigher counts in plain numbers too; what it shares with the model stays shared.
     objective.weigher = copy.deepcopy(weigher, {id(one): one for one in weigher.shared})
@@ -141,8 +171,13 @@ def _untouched(made: Assembly) -> Iterator[None]:
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
-        for module, training in modes:
+        for parameter, requires_grad in learning:
+            parameter.requires_grad_(requires_grad)
+        for module, training, train in modes:
             module.training = training
+            vars(module).pop("train", None)
+            if train is not None:  # of a batch norm that is frozen
+                vars(module)["train"] = train
         torch.set_rng_state(random_state[0])
         if random_state[1] is not None:
             torch.cuda.set_rng_state(random_state[1], made.device)
@@ -165,22 +200,59 @@ def _loaded(made: Assembly, count: int) -> tuple[list[Batch], float]:
     return loaded, (arrived[-1] - arrived[0]) / (count - 1) if count > 1 else arrived[0] - started
 
 
-def _step(made: Assembly, batch: Batch, step: int) -> tuple[dict[str, Outputs], Outputs, dict[str, Tensor], Timed]:
-    """What the loop computes at a step, up to the gradient; the graph stays."""
+@dataclass(frozen=True)
+class _Computed:
+    """What a step has computed: the teachers' outputs, and of the batch's last part the rest, with its graph."""
+
+    targets: dict[str, Outputs]
+    part: Batch
+    part_targets: Mapping[str, Outputs]
+    outputs: Outputs
+    losses: dict[str, Tensor]
+    seconds: Timed
+
+
+def _step(made: Assembly, batch: Batch, step: int, *, frozen: bool) -> _Computed:
+    """What the loop computes at a step, up to the gradient; the graph of the last part stays."""
     recipe, student = made.recipe, made.student
     seed_step(recipe.seed, step)
-    times = [_now(made.device)]
+    recipe.optim.set_frozen(student.model, frozen)
+    start = _now(made.device)
     with recipe.machine.autocast(made.device):
         targets = all_targets(made.teachers, batch)
-        times.append(_now(made.device))
-        outputs = student(batch.clips["student"], batch.shuffled.get("student"))
-        times.append(_now(made.device))
-    losses = student.objective(outputs, targets, batch.label, ids=batch.id, progress=step / recipe.optim.steps)
-    if losses["total"].requires_grad:
-        losses["total"].backward(retain_graph=True)
-    times.append(_now(made.device))
-    taught, forward, rest = (after - before for before, after in pairwise(times))
-    return targets, outputs, losses, Timed(teacher=taught, student=forward + rest, forward=forward)
+    teacher = _now(made.device) - start
+    forward = rest = 0.0
+    parts = in_parts(batch, targets, recipe)
+    following = next(parts, None)
+    while following is not None:
+        part, part_targets, share = following
+        times = [_now(made.device)]
+        with recipe.machine.autocast(made.device):
+            outputs = student(part.clips["student"], part.shuffled.get("student"))
+            times.append(_now(made.device))
+        losses = student.objective(outputs, part_targets, part.label, ids=part.id, progress=step / recipe.optim.steps)
+        following = next(parts, None)
+        if losses["total"].requires_grad:
+            (losses["total"] * share).backward(retain_graph=following is None)
+        forward, rest = forward + times[1] - times[0], rest + _now(made.device) - times[1]
+    seconds = Timed(teacher=teacher, student=forward + rest, forward=forward)
+    return _Computed(targets, part, part_targets, outputs, losses, seconds)
+
+
+def _seen(made: Assembly, done: _Computed, step: int) -> dict[str, terms.Seen]:
+    return terms.seen(
+        made,
+        done.part,
+        progress=step / made.recipe.optim.steps,
+        targets=done.part_targets,
+        outputs=done.outputs,
+        losses=done.losses,
+    )
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _now(device: torch.device) -> float:

@@ -33,13 +33,23 @@ class Timed:
 
 
 def forecast(
-    made: Assembly, steps: Sequence[Timed], *, loader: float, peak: int, remembered: int, out: Path
+    made: Assembly,
+    steps: Sequence[Timed],
+    *,
+    unfrozen: Timed | None = None,
+    learned: int,
+    loader: float,
+    peak: int,
+    remembered: int,
+    out: Path,
 ) -> Forecast:
     """What the run needs.
 
     Args:
         made: the run.
         steps: measured ones; the first is left out if there are more.
+        unfrozen: a measured step after `optim.freeze_until`, where these come before it.
+        learned: bytes of the parameters that learn in the last step.
         loader: seconds in which the loader makes a batch.
         peak: bytes of memory of a step, without the optimiser's.
         remembered: bytes of a clip's view that teachers keep.
@@ -49,9 +59,15 @@ def forecast(
     warm = steps[1:] or steps
     teacher = fmean(one.teacher for one in warm) * _taught(made)
     student, forward = fmean(one.student for one in warm), fmean(one.forward for one in warm)
-    state = 2 * sum(one.nbytes for one in made.student.parameters() if one.requires_grad)  # AdamW's two moments
+    if unfrozen is not None:
+        frozen_share = made.recipe.optim.freeze_until
+        student = frozen_share * student + (1 - frozen_share) * unfrozen.student
+    state = 2 * learned  # AdamW's two moments
     module = sum(one.nbytes for one in made.student.state_dict().values())
     model = sum(one.nbytes for one in made.student.model.state_dict().values())
+    # The running mean of the weights, and the weights of the best validation.
+    keeps_best = made.recipe.keep == "best" and made.val_clips is not None
+    copies = model * ((made.recipe.optim.ema is not None) + keeps_best)
     validation = 0.0
     if made.val_clips is not None:
         times = -(-total // made.recipe.validate_every)
@@ -62,10 +78,10 @@ def forecast(
         student=student,
         steps=total,
         validation=validation,
-        memory=peak + state + remembered * _remembered_views(made),
+        memory=peak + state + copies + remembered * _remembered_views(made),
         memory_there=memory_there(made.device),
         # A checkpoint is written beside the one before.
-        disk=2 * (module + state) + model,
+        disk=2 * (module + state + copies) + model,
         disk_free=shutil.disk_usage(
             next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
         ).free,

@@ -99,9 +99,20 @@ def scores(terms: Mapping[str, Term], batches: Sequence[Mapping[str, Seen]]) -> 
 
 
 def findings(
-    terms: Mapping[str, Term], batches: Sequence[Mapping[str, Seen]], scored: Sequence[TermScore]
+    terms: Mapping[str, Term],
+    batches: Sequence[Mapping[str, Seen]],
+    scored: Sequence[TermScore],
+    *,
+    unfrozen: Mapping[str, Seen] | None = None,
 ) -> Iterator[Finding]:
-    """What is wrong with a term, or that nothing is."""
+    """What is wrong with a term, or that nothing is.
+
+    Args:
+        terms: of the objective.
+        batches: every term on each batch.
+        scored: every term over the batches.
+        unfrozen: every term on a batch with what `freeze` freezes at these batches learning, as it does later.
+    """
     for score in scored:
         name, term = score.term, terms[score.term]
         found = [one[name] for one in batches]
@@ -114,6 +125,12 @@ def findings(
             yield Finding(level="warning", what=what, said=f"{who} counts no clip of these batches: {why}")
         elif all(one.value == 0 for one in found):
             yield _zero(term, who, what)
+        elif not any(one.norm for one in found) and unfrozen is not None and unfrozen[name].norm:
+            said = (
+                f"{who} is {score.value:.3g} and has a gradient in the student only after optim.freeze_until: until "
+                "then nothing of the student's model is learned from it"
+            )
+            yield Finding(level="warning", what=what, said=said)
         elif not any(one.norm for one in found):
             said = (
                 f"{who} is {score.value:.3g} and has no gradient in the student: nothing is learned from it; a tap is "
