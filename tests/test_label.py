@@ -21,11 +21,11 @@ from rich.console import Console
 from videokd import recipe as recipes
 from videokd.assembly import assemble
 from videokd.cli import main
-from videokd.clips import views
+from videokd.clips import hashes, views
 from videokd.clips.dataset import ClipDataset
 from videokd.clips.lists import read_manifest
 from videokd.clips.loader import batches
-from videokd.clips.manifest import write_manifest
+from videokd.clips.manifest import Video, write_manifest
 from videokd.clips.mixing import Mix
 from videokd.clips.order import EveryClip
 from videokd.clips.views import Augment, ColourJitter, RandomResizedCrop
@@ -284,8 +284,122 @@ def test_clips_are_those_that_were_stored(recipe: Recipe, stored: Path, tmp_path
         assemble(copied)
     file.write_bytes(whole)
     path.write_text("".join(row.replace('"val"', '"train"') for row in rows))
-    with pytest.raises(ValueError, match=r"is not among them, and 11 more\. Label the set again"):
+    with pytest.raises(ValueError, match=r"is not among them; and 7 more\. Label the set again"):
         assemble(copied)
+
+
+def copied_set(recipe: Recipe, folder: Path) -> tuple[Recipe, list[Video]]:
+    """The recipe on its own copy of the set, and its training videos."""
+    shutil.copytree(Path(recipe.data.path).parent, folder / "set")
+    path = folder / "set" / Path(recipe.data.path).name
+    return replace(recipe, data=replace(recipe.data, path=str(path))), list(read_manifest(path).split("train").videos)
+
+
+def flip_bit(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_videos_whose_content_changed_at_the_same_size_are_refused_by_name(
+    recipe: Recipe, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, videos = copied_set(recipe, tmp_path)
+    mine = using(recipe, stored)
+    assemble(mine)
+    monkeypatch.setattr("videokd.clips.hashes.SETTLED_NS", -(10**18))  # remembered at once
+    assemble(mine)
+    first, middle, last = videos[0], videos[7], videos[-1]
+    state = first.path.stat()
+    flip_bit(first.path, 0)
+    os.utime(first.path, ns=(state.st_atime_ns, state.st_mtime_ns))  # as it was, to whom looks at that alone
+    flip_bit(middle.path, middle.path.stat().st_size // 2)
+    flip_bit(last.path, -1)
+    with pytest.raises(ValueError, match="has changed, at the same size") as error:
+        train(mine, tmp_path / "run", console=QUIET)
+    for video in (first, middle, last):
+        assert f"the content of {video.id} has changed" in str(error.value)
+    assert str(error.value).count("has changed") == 3
+    assert "Label the set again, into another folder" in str(error.value)
+    assert not (tmp_path / "run").exists()
+    for video, place in ((first, 0), (middle, middle.path.stat().st_size // 2), (last, -1)):
+        flip_bit(video.path, place)
+    assemble(mine)  # as they were
+    flip_bit(first.path, 0)
+    with pytest.raises(ValueError, match=r"clip .* has changed, at the same size.*Name another --out"):
+        label(recipe, stored, console=QUIET)
+
+
+def test_the_content_of_unchanged_videos_is_read_once(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, videos = copied_set(recipe, tmp_path)
+    monkeypatch.setattr("videokd.clips.hashes.SETTLED_NS", -(10**18))
+    read: list[Path] = []
+    reading = hashes.content_hash
+    monkeypatch.setattr(hashes, "content_hash", lambda path: read.append(path) or reading(path))  # type: ignore[func-returns-value]
+    label(recipe, tmp_path / "out", console=QUIET)
+    assert sorted(read) == sorted(video.path for video in videos)
+    read.clear()
+    assemble(using(recipe, tmp_path / "out"))
+    label(recipe, tmp_path / "out", console=QUIET)
+    assert read == []
+    (tmp_path / "out" / "content_hashes.jsonl").unlink()  # a run makes it again
+    assemble(using(recipe, tmp_path / "out"))
+    assemble(using(recipe, tmp_path / "out"))
+    assert len(read) == len(videos)
+
+
+def test_a_store_that_cannot_be_written_to_is_trained_on(
+    recipe: Recipe, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "read-only")
+
+    monkeypatch.setattr("videokd.clips.hashes.SETTLED_NS", -(10**18))
+    monkeypatch.setattr("videokd.clips.hashes.write_text", refuse)
+    recipe, _ = copied_set(recipe, tmp_path)
+    assemble(using(recipe, stored))
+
+
+def test_a_video_that_changes_while_it_is_labelled_leaves_no_shard(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, videos = copied_set(recipe, tmp_path)
+    look, calls = Teacher.__call__, []
+
+    def change(self: Teacher, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            flip_bit(videos[3].path, -1)
+        return look(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "__call__", change)
+        with pytest.raises(ValueError, match=rf"{re.escape(videos[3].id)} changed while they were labelled"):
+            label(recipe, tmp_path / "out", console=QUIET)
+    assert not list((tmp_path / "out").glob("*.bin*"))
+
+
+def test_a_damaged_shard_is_made_anew_to_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in (1, 2):
+        label(recipe, out, shard=(number, 2), console=QUIET)
+    before = shard_bytes(out)
+    shard = out / "shard-2-of-2.bin"
+    flip_bit(shard, 100)
+    with pytest.raises(
+        ValueError, match=r"shard-2-of-2\.bin: its checksum .*--shard 2/2: it makes a damaged shard anew"
+    ):
+        train(using(recipe, out), tmp_path / "run", console=QUIET)
+    said = io.StringIO()
+    assert label(recipe, out, shard=(1, 2), console=Console(file=said, width=300)) == ()
+    assert "is whole: nothing to do" in said.getvalue()
+    label(recipe, out, shard=(2, 2), console=Console(file=said, width=300))
+    assert "shard-2-of-2.bin: its checksum is not the one that it was written with" in said.getvalue()
+    assert "it is made anew" in said.getvalue()
+    assert shard_bytes(out) == before
+    assemble(using(recipe, out))
 
 
 def test_a_clip_that_may_be_flipped_and_could_not_be_is_refused(recipe: Recipe, tmp_path: Path) -> None:
@@ -555,7 +669,10 @@ def test_the_command_line_labels_audits_and_says_how_to_train(
     shard = out / "shard-1-of-2.bin"
     shard.write_bytes(bytes(byte ^ 0x14 for byte in shard.read_bytes()))
     code, said = run("--audit", "1")
-    assert (code, "is not what it says now" in said) == (1, True)
+    assert (code, "its checksum is not the one that it was written with" in said) == (1, True)
+    code, said = run("--shard", "1/2", *options)
+    assert (code, "it is made anew" in said) == (0, True)
+    assert run("--audit", "1")[0] == 0
 
 
 @pytest.mark.slow

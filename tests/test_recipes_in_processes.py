@@ -16,17 +16,19 @@ from videokd.bench.subjects import without_published_weights
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
+from videokd.label import label
 from videokd.losses import MGD
 from videokd.models import SimKD, save_model
 from videokd.optim import SGD
 from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
 from videokd.run_folder import read_metrics
 
+STORED = " on stored outputs"
 NAMES = [
     f"{folder}/{path.name}"
     for folder in ("methods", "students")
     for path in sorted((configs_folder() / folder).glob("*.py"))
-] + ["quickstart/distilled_unlabelled.py"]
+] + ["quickstart/distilled_unlabelled.py", f"methods/kd_frames.py{STORED}"]
 STEPS, CLIPS = 3, 8
 DRAWN_BY_PROCESS = {"methods/mgd.py", "methods/patient.py"}
 """What is drawn at random differs between numbers of processes: the channels that MGD hides, and the partners of mixed
@@ -40,7 +42,7 @@ the other: of X3D and MobileNetV3 at this size, that moves the gradient's norm b
 def small(name: str, data: str, teacher: str, *, drawn: bool = True) -> Recipe:
     """The recipe with its own losses, weights and student, over a few clips and under a narrow teacher; if not `drawn`,
     without what is drawn in each process."""
-    recipe = load(name)
+    recipe = load(name.removesuffix(STORED))
     if not drawn:
         recipe = replace(
             recipe,
@@ -69,6 +71,7 @@ def small(name: str, data: str, teacher: str, *, drawn: bool = True) -> Recipe:
         },
         # Not AdamW: a parameter whose gradient is rounding alone moves by its learning rate, either way.
         optim=SGD(steps=STEPS, lr=2e-4, warmup=0.0),
+        stored=f"{teacher}/../stored" if name.endswith(STORED) else None,
         preflight=0,
     )
 
@@ -106,6 +109,7 @@ def runs(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     videos = [replace(one, split="unlabelled") if one.split == "val" else one for one in listed.videos]
     write_manifest(replace(listed, videos=tuple(videos)), folder / "list.jsonl")
     given = (str(folder / "list.jsonl"), str(folder / "teacher"))
+    label(small("methods/kd_frames.py", *given), folder / "stored", console=Console(quiet=True))
     mp.spawn(worker, args=(*given, str(folder)), nprocs=2)
     assert [torch.load(folder / f"{rank}.pt") for rank in range(2)] == [{}, {}]
     log_every = loop.LOG_EVERY

@@ -1,6 +1,7 @@
 """Records of teacher outputs: what goes in comes out, whoever wrote it and however often they were stopped."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,8 @@ import torch
 
 from videokd.contracts import FeatureMap, Grid, Outputs
 from videokd.records import Contents, StoredType, encoded, record, spread, top_classes
-from videokd.store import (
-    ShardWriter,
-    StoredOutputs,
-    claim,
-    make_header,
-    shard_clips,
-    shard_path,
-)
+from videokd.store import StoredOutputs, claim, make_header
+from videokd.stored_shards import ShardWriter, fault_of, shard_clips, shard_path
 
 CLIPS = [{"id": f"{number}.mp4", "bytes": number, "may_flip": True} for number in range(5)]
 CPU = torch.device("cpu")
@@ -205,6 +200,114 @@ def test_missing_shards_and_damaged_files_are_named(tmp_path: Path) -> None:
         StoredOutputs(tmp_path)
     with pytest.raises(ValueError, match="holds no stored outputs"):
         StoredOutputs(tmp_path / "nowhere")
+
+
+def facts_of(shard: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(shard.with_suffix(".json").read_text())
+    return found
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", [0, 77, -1])
+def test_one_bit_that_flips_in_a_shard_is_seen(place: int, tmp_path: Path) -> None:
+    write(tmp_path)
+    StoredOutputs(tmp_path)
+    shard = tmp_path / "shard-2-of-2.bin"
+    flip(shard, place)
+    with pytest.raises(ValueError, match=r"shard-2-of-2\.bin: its checksum is not the one .*--shard 2/2"):
+        StoredOutputs(tmp_path)
+    assert fault_of(tmp_path / "shard-1-of-2.bin") is None
+    flip(shard, place)
+    StoredOutputs(tmp_path)
+
+
+def test_shards_of_another_store_and_shards_that_changed_places_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "one")
+    write(tmp_path / "other", dtype="float32")
+    layout = record(contents(), dtype="float16", top_k=None)
+    moved = header(layout, made_from={"view_seed": 1, "augment": {"flip": 0.5}})
+    claim(tmp_path / "seed", moved, CLIPS)
+    for suffix in (".bin", ".json"):
+        for number in (1, 2):
+            name = f"shard-{number}-of-2{suffix}"
+            shutil.copy(tmp_path / "one" / name, tmp_path / "seed" / name)
+    with pytest.raises(ValueError, match=r"shard-1-of-2\.bin: it was written for another header\.json.*shard-2-of-2"):
+        StoredOutputs(tmp_path / "seed")
+    # Clips 0 to 1 and 2 to 4: of another length.
+    write(tmp_path / "swapped")
+    for suffix in (".bin", ".json"):
+        one, two = (tmp_path / "swapped" / f"shard-{number}-of-2{suffix}" for number in (1, 2))
+        one.rename(tmp_path / "aside")
+        two.rename(one)
+        (tmp_path / "aside").rename(two)
+    with pytest.raises(ValueError, match=r"label it again"):
+        StoredOutputs(tmp_path / "swapped")
+    assert fault_of(tmp_path / "swapped" / "shard-1-of-2.bin") == "it is shard-2-of-2 under another name"
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "no checksum", "invalid", "precision", "null"])
+def test_what_is_said_of_a_shard_is_part_of_its_checksum(damage: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "shard-1-of-2.json"
+    facts = json.loads(path.read_text())
+    if damage == "gone":
+        path.unlink()
+    elif damage == "torn":
+        path.write_text(path.read_text()[:20])
+    elif damage == "null":
+        path.write_text("null")
+    else:
+        changed = {"no checksum": {"checksum": None}, "invalid": {"invalid": [1]}, "precision": {"precision": "bf16"}}
+        path.write_text(json.dumps(facts | changed[damage]))
+    with pytest.raises(ValueError, match=r"shard-1-of-2\.bin: (shard-1-of-2\.json is missing or damaged|its checksum)"):
+        StoredOutputs(tmp_path)
+
+
+def test_a_header_that_changed_after_its_shards_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    text = (tmp_path / "header.json").read_text()
+    (tmp_path / "header.json").write_text(text.replace('"view_seed": 0', '"view_seed": 1'))
+    with pytest.raises(ValueError, match=r"or header\.json was changed"):
+        StoredOutputs(tmp_path)
+
+
+def test_shards_that_were_resumed_have_the_checksum_of_those_written_in_one_go(tmp_path: Path) -> None:
+    layout = record(contents(), dtype="float16", top_k=None)
+    rows = encoded(said(6), ["x"] * 6, layout, top_k=None)
+    for name, stops in (("whole", [6]), ("resumed", [2, 5, 6])):
+        (tmp_path / name).mkdir()
+        shard = tmp_path / name / "shard-1-of-1.bin"
+        for stop in stops:
+            with ShardWriter(shard, layout, rows=6, block=2) as writer:
+                writer.append(rows[writer.done : stop])
+                if stop == 6:
+                    writer.finish({"precision": "fp32"})
+    assert facts_of(tmp_path / "whole" / "shard-1-of-1.bin") == facts_of(tmp_path / "resumed" / "shard-1-of-1.bin")
+
+
+def test_a_shard_is_read_for_its_checksum_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.setattr("videokd.clips.hashes.SETTLED_NS", -(10**18))
+    StoredOutputs(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("videokd.stored_shards._checksum", lambda *_: pytest.fail("it was read again"))
+        StoredOutputs(tmp_path)
+    flip(tmp_path / "shard-1-of-2.bin", 3)
+    with pytest.raises(ValueError, match="its checksum"):
+        StoredOutputs(tmp_path)
+
+
+def test_outputs_of_the_format_without_checksums_are_to_be_made_again(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "header.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ValueError, match="has format 1, this version reads 2: label again"):
+        StoredOutputs(tmp_path)
 
 
 def test_a_folder_of_other_outputs_is_refused_by_the_fields_that_differ(tmp_path: Path) -> None:

@@ -370,7 +370,7 @@ def _check_stored(
     made_from = fingerprint(clips, {name: one.model for name, one in stored.items()})
     pieces = max(term.loss.pieces for term in recipe.objective.values())
     assert recipe.data.views is not None
-    store.check(clips, made_from, views=recipe.data.views, pieces=pieces)
+    store.check(clips, made_from, views=recipe.data.views, pieces=pieces, notify=console.print)
     if bad := store.unreadable(clips):
         named = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         console.print(f"nothing is stored of views of {len(bad)} clips, which couldn't be read: {named}")

@@ -27,6 +27,7 @@ from videokd.assembly import (
     view_specs,
 )
 from videokd.clips.dataset import ClipDataset, FrameMemory
+from videokd.clips.hashes import ContentHashes
 from videokd.clips.loader import OnBadVideo, batches, leave_out_bad
 from videokd.clips.order import ClipView
 from videokd.clips.shuffling import check_pieces, with_shuffled
@@ -37,18 +38,8 @@ from videokd.machine import terminal
 from videokd.progress import LINE_SECONDS, bar
 from videokd.recipe import Recipe, TrainedTeacher
 from videokd.records import Contents, StoredType, encoded, record, spread, top_classes
-from videokd.store import (
-    ShardWriter,
-    StoredOutputs,
-    claim,
-    clip_rows,
-    fingerprint,
-    make_header,
-    missing_shards,
-    partial_path,
-    shard_clips,
-    shard_path,
-)
+from videokd.store import HASHES, StoredOutputs, claim, clip_rows, fingerprint, make_header
+from videokd.stored_shards import ShardWriter, fault_of, missing_shards, partial_path, shard_clips, shard_path
 from videokd.teachers import Mixture, Teacher, all_targets
 from videokd.timing import duration
 
@@ -85,7 +76,8 @@ def label(
     console: Console | None = None,
 ) -> tuple[int, ...]:
     """Runs the recipe's teachers over its training clips and leaves their outputs in `folder`; returns the numbers of
-    the shards that are still missing there. A shard that was interrupted goes on, one that is whole is left alone.
+    the shards that are still missing there. A shard that was interrupted goes on, one that is whole is left alone, and
+    one that is damaged (see `stored_shards`) is made anew.
 
     Args:
         recipe: whose training it is for; its test clips are never looked at.
@@ -100,7 +92,7 @@ def label(
 
     Raises:
         ValueError: for a recipe that can't be trained on stored outputs, a folder that holds something else, too
-            little room on the disk, or outputs that are not numbers.
+            little room on the disk, outputs that are not numbers, or videos that change meanwhile.
         VideoError: for a broken video, if `data.on_bad_video` is "error".
         Stopped: after Ctrl-C.
     """
@@ -116,7 +108,8 @@ def label(
     sample = _said(work, _blank(work))
     contents = {name: Contents.of(sample[name], one.taps) for name, one in work.teachers.items()}
     layout = record(contents, dtype=dtype, top_k=top_k)
-    clips = clip_rows(work.clips)
+    hashes = ContentHashes(folder / HASHES, console.print)
+    clips = clip_rows(work.clips, hashes)
     header = make_header(
         made_from=fingerprint(work.clips, {name: one.model for name, one in work.teachers.items()}),
         contents=contents,
@@ -132,8 +125,12 @@ def label(
     path, rows = shard_path(folder, number, shards), len(mine) * views
     _forecast(folder, layout.itemsize, clips=len(clips), views=views, shard=shard, rows=rows, console=console)
     claim(folder, header, clips)
+    hashes.save()
     if path.is_file() and path.stat().st_size != rows * layout.itemsize:
         console.print(f"{path} has {path.stat().st_size} bytes, and not {rows * layout.itemsize}: it is made anew")
+        path.unlink()
+    elif path.is_file() and (fault := fault_of(path)) is not None:
+        console.print(f"{path}: {fault}; it is made anew")
         path.unlink()
     if path.is_file():
         console.print(f"{path} is whole: nothing to do")
@@ -148,8 +145,26 @@ def label(
             _compute(work, order, writer, top_k=top_k, console=console)
         except KeyboardInterrupt:
             raise Stopped(writer.done, rows) from None
+        _check_unchanged(clips[mine.start : mine.stop], hashes.of(work.clips.videos[mine.start : mine.stop]), writer)
+        hashes.save()
         writer.finish(_made(work.recipe))
     return missing_shards(folder, shards)
+
+
+def _check_unchanged(rows: Sequence[Mapping[str, Any]], hashes: Sequence[str | None], writer: ShardWriter) -> None:
+    """Check that the videos of a shard are still those that were hashed before they were labelled.
+
+    Raises:
+        ValueError: that names those that are not; what was written is removed.
+    """
+    changed = [row["id"] for row, found in zip(rows, hashes, strict=True) if row["hash"] != found]
+    if changed:
+        writer.discard()
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ValueError(
+            f"{', '.join(changed[:5])}{more} changed while they were labelled, and the shard is not kept: label the "
+            "set into another folder when nothing writes to it any more"
+        )
 
 
 @torch.no_grad()

@@ -3,17 +3,16 @@
 header.json         what the outputs were made from, and where in a record everything lies
 clips.jsonl         one row per clip, in the order of the records
 shard-1-of-2.bin    the records of the first half of the clips: row = clip x views + view
-shard-1-of-2.json   who made them, and which of them are of videos that couldn't be read
+shard-1-of-2.json   who made them, which of them are of videos that couldn't be read, and a checksum
+content_hashes.jsonl   hashes of the videos, kept so that an unchanged file is read once
 """
 
-import errno
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from videokd.clips.dataset import VIEWS, ClipDataset, file_bytes
+from videokd.clips.hashes import ContentHashes
 from videokd.config import differing_fields, nearest, to_plain
 from videokd.contracts import FeatureMap, Grid, Outputs
-from videokd.disk import write_text
 from videokd.models import Model
-from videokd.records import VALID, Contents, StoredType, spread
+from videokd.records import Contents, StoredType, spread
+from videokd.stored_shards import HEADER, check_shards, facts_path, mapped, missing_shards, shard_clips, shard_path
 
-FORMAT = 1
-HEADER, CLIPS = "header.json", "clips.jsonl"
+FORMAT = 2
+CLIPS, HASHES = "clips.jsonl", "content_hashes.jsonl"
 _GRIDS: tuple[Grid, ...] = ("clip", "frames", "map")  # from coarse to fine
-_SYNC_BYTES = 64 * 2**20
 
 
 def fingerprint(dataset: ClipDataset, models: Mapping[str, Model[Any]]) -> dict[str, Any]:
@@ -70,11 +69,11 @@ def weights_hash(model: Model[Any]) -> str:
     return found.hexdigest()
 
 
-def clip_rows(dataset: ClipDataset) -> list[dict[str, Any]]:
-    """What tells whether a clip is the one whose outputs were stored, one row each."""
+def clip_rows(dataset: ClipDataset, hashes: ContentHashes) -> list[dict[str, Any]]:
+    """What tells whether a clip is the one whose outputs were stored, one row each. All processes must call it."""
     return [
-        {"id": video.id, "bytes": file_bytes(video), "may_flip": dataset.may_flip(index)}
-        for index, video in enumerate(dataset.videos)
+        {"id": video.id, "bytes": file_bytes(video), "hash": found, "may_flip": dataset.may_flip(index)}
+        for index, (video, found) in enumerate(zip(dataset.videos, hashes.of(dataset.videos), strict=True))
     ]
 
 
@@ -175,85 +174,6 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def missing_shards(folder: Path, shards: int) -> tuple[int, ...]:
-    """The numbers of those that are not whole yet."""
-    return tuple(number for number in range(1, shards + 1) if not shard_path(folder, number, shards).is_file())
-
-
-def shard_path(folder: Path, number: int, shards: int) -> Path:
-    """Where a shard's records lie; numbers are 1 to `shards`."""
-    return folder / f"shard-{number}-of-{shards}.bin"
-
-
-def partial_path(shard: Path) -> Path:
-    """Where a shard lies while it is not whole."""
-    return shard.with_name(shard.name + ".partial")
-
-
-def shard_clips(clips: int, number: int, shards: int) -> range:
-    """The clips of a shard."""
-    return range(clips * (number - 1) // shards, clips * number // shards)
-
-
-class ShardWriter:
-    """Appends records to a shard that is not whole, after those that are there; a context.
-
-    Args:
-        path: of the shard. It is written as PATH.partial.
-        layout: of a record.
-        rows: how many the shard is to have.
-        block: records that were computed together. What is there of an unfinished block is written anew: so a shard is
-            the same to the last bit, however often it was interrupted.
-
-    Raises:
-        ValueError: if another process is at it.
-    """
-
-    def __init__(self, path: Path, layout: np.dtype[np.void], *, rows: int, block: int) -> None:
-        self.path, self.layout, self.rows = path, layout, rows
-        self.partial = partial_path(path)
-        self._file: BufferedRandom = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        _lock(self._file, self.partial)
-        there = min(self._file.seek(0, os.SEEK_END) // layout.itemsize, rows)
-        self.done = there if there == rows else there - there % block
-        """Records that are there."""
-        self._file.truncate(self.done * layout.itemsize)
-        self._file.seek(0, os.SEEK_END)
-        self._unsynced = 0
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self._file.closed:
-            self._sync()
-            self._file.close()
-
-    def append(self, records: NDArray[np.void]) -> None:
-        """Writes some more; they outlive this process at once, and the machine's every 64 MiB."""
-        self._file.write(records.tobytes())
-        self._file.flush()
-        self.done += len(records)
-        self._unsynced += records.nbytes
-        if self._unsynced >= _SYNC_BYTES:
-            self._sync()
-
-    def finish(self, made: Mapping[str, Any]) -> None:
-        """The shard is whole: it gets its name; beside it are which of its records are not valid, and what is `made`
-        known of how it was computed, "precision" at least."""
-        assert self.done == self.rows
-        self._sync()
-        invalid = np.flatnonzero(_mapped(self.partial, self.layout, self.rows)[VALID] == 0)
-        write_text(self.path.with_suffix(".json"), json.dumps({"invalid": invalid.tolist(), **made}, indent=1) + "\n")
-        self.partial.replace(self.path)
-        self._file.close()
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._unsynced = 0
-
-
 class StoredOutputs:
     """What lies in a folder of stored outputs, mapped into memory.
 
@@ -261,7 +181,7 @@ class StoredOutputs:
         folder: that `videokd label` made.
 
     Raises:
-        ValueError: if there is none, shards are missing, or a file is not as long as it should be.
+        ValueError: if there is none, shards are missing or damaged, or are those of another store.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -294,8 +214,9 @@ class StoredOutputs:
         ranges = [shard_clips(len(self.clips), number, shards) for number in range(1, shards + 1)]
         paths = [shard_path(self.folder, number, shards) for number in range(1, shards + 1)]
         self._starts = np.array([clips.start * self.views for clips in ranges])
-        self._shards = [_mapped(path, layout, len(clips) * self.views) for path, clips in zip(paths, ranges)]
-        made = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
+        self._shards = [mapped(path, layout, len(clips) * self.views) for path, clips in zip(paths, ranges)]
+        check_shards(paths)
+        made = [json.loads(facts_path(path).read_text(encoding="utf-8")) for path in paths]
         self.invalid: frozenset[int] = frozenset(
             int(start) + row for one, start in zip(made, self._starts) for row in one["invalid"]
         )
@@ -391,15 +312,24 @@ class StoredOutputs:
             )
         return partial(self.outputs, name, taps=wanted)
 
-    def check(self, dataset: ClipDataset, made_from: Mapping[str, Any], *, views: int, pieces: int) -> None:
+    def check(
+        self,
+        dataset: ClipDataset,
+        made_from: Mapping[str, Any],
+        *,
+        views: int,
+        pieces: int,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Raises a `ValueError` that names what differs, if a run would see other views or other teachers than those
-        whose outputs are stored.
+        whose outputs are stored. Videos are compared by their content; all processes must call this.
 
         Args:
             dataset: what is trained on; a part of what is stored will do.
             made_from: see `fingerprint`.
             views: of a clip that are trained on.
             pieces: of time that are shuffled; 0 for none.
+            notify: called with a sentence before videos are read for long.
         """
         found = json.loads(json.dumps(made_from))
         if differing := differing_fields(self.header["made_from"], found):
@@ -413,10 +343,13 @@ class StoredOutputs:
             raise ValueError(
                 f"{self.folder} holds {self.views} views of a clip: set data.views to at most that, not {views}"
             )
-        if wrong := other_clips(self.clips, clip_rows(dataset)):
-            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        hashes = ContentHashes(self.folder / HASHES, notify)
+        wrong = other_clips(self.clips, clip_rows(dataset, hashes))
+        hashes.save()
+        if wrong:
+            more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise ValueError(
-                f"{self.folder} holds outputs of other clips: {wrong[0]}{more}. "
+                f"{self.folder} holds outputs of other clips: {'; '.join(wrong[:5])}{more}. "
                 "Label the set again, into another folder, or leave these clips out of the list"
             )
 
@@ -436,6 +369,8 @@ def other_clips(stored: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, 
             wrong.append(f"{row['id']} is not among them")
         elif before["bytes"] != row["bytes"]:
             wrong.append(f"{row['id']} has {row['bytes']} bytes, and had {before['bytes']}")
+        elif None not in (now_hash := row.get("hash"), hash_before := before.get("hash")) and now_hash != hash_before:
+            wrong.append(f"the content of {row['id']} has changed, at the same size")
         elif before["may_flip"] != row["may_flip"]:
             wrong.append(f"{row['id']} may {'' if row['may_flip'] else 'not '}be flipped now, by its class")
     return wrong
@@ -469,14 +404,6 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def _mapped(path: Path, layout: np.dtype[np.void], rows: int) -> NDArray[np.void]:
-    size = path.stat().st_size
-    if size != rows * layout.itemsize:
-        raise ValueError(f"{path} has {size} bytes, and {rows} records have {rows * layout.itemsize}: label it again")
-    # Nothing can't be mapped.
-    return np.memmap(path, dtype=layout, mode="r", shape=(rows,)) if rows else np.zeros(0, dtype=layout)
-
-
 def _write_if_new(path: Path, text: str, *, replace: bool = False) -> None:
     """Writes a file whole, under a name of its own first: others may be doing the same. One that is there stays, unless
     it is to be replaced."""
@@ -497,17 +424,3 @@ def _write_if_new(path: Path, text: str, *, replace: bool = False) -> None:
         os.replace(name, path)
         return
     os.unlink(name)
-
-
-def _lock(file: BufferedRandom, path: Path) -> None:
-    """For as long as the file is open, where the system can."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            file.close()
-            raise ValueError(f"another process is writing {path}") from error

@@ -1,6 +1,5 @@
 """Checks every video of a list, each in a worker that can be killed, and says what is wrong with the set."""
 
-import hashlib
 import json
 import re
 from collections import Counter, defaultdict
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from videokd.clips import table
 from videokd.clips.backends import reader_of
+from videokd.clips.hashes import content_hash
 from videokd.clips.manifest import Manifest, Video, row_of, write_rows
 from videokd.clips.pictures import Cut
 from videokd.clips.reading import VideoError, VideoIndex, num_decodable
@@ -186,7 +186,7 @@ class _Check:
                 frames, error = number, found
         num_bytes = video.path.stat().st_size if video.path.is_file() else 0
         columns = None if index is None or error is not None else table.row_of(index, num_bytes=num_bytes)
-        digest = _digest(video.path)
+        digest = content_hash(video.path)
         return _facts(index=index, frames=frames, digest=digest, error=error), columns
 
 
@@ -208,20 +208,6 @@ def _facts(
         "hash": digest,
         "error": {"kind": kind or error.fault, "reason": error.reason} if error else None,
     }
-
-
-def _digest(path: Path) -> str | None:
-    """Hash of a file's content, or of the names and contents of a folder's files; None where there is nothing."""
-    files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() else [path]
-    digest = hashlib.blake2b(digest_size=16)
-    if not files or not files[0].is_file() or (path.is_file() and path.stat().st_size == 0):
-        return None
-    for file in files:
-        digest.update(file.name.encode() if path.is_dir() else b"")
-        with file.open("rb") as content:
-            while chunk := content.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _stamp(path: Path) -> list[int]:

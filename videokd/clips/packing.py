@@ -19,6 +19,7 @@ from PIL import Image
 from videokd.clips import reading, table
 from videokd.clips.backends import reader_of
 from videokd.clips.dataset import video_index
+from videokd.clips.hashes import part_hash
 from videokd.clips.manifest import Manifest, Packed, Video, row_of, write_rows
 from videokd.clips.pictures import Cut, resized
 from videokd.clips.reading import VideoError, VideoIndex
@@ -283,6 +284,9 @@ class _Shard:
         num_bytes = self._file.tell()
         self._file.close()
         self.path.with_suffix(".tar.partial").replace(self.path)
+        for row in self._rows:
+            if "packed" in row:
+                row["hash"] = part_hash(self.path, row["packed"]["offset"], row["packed"]["size"])
         head = {"packing": asdict(self._packing), "shard": self.path.name, "shard_bytes": num_bytes}
         write_rows([head, *self._rows], _rows_of(self.path))
 
@@ -331,7 +335,7 @@ def _write_index(manifest: Manifest, out: Path, packing: Packing) -> list[str]:
             **row["packed"],
         )
         facts = {**(video.facts or {}), **row["facts"]}
-        facts.pop("hash", None)
+        facts["hash"] = row.get("hash")  # of what is packed, not of the file that it was made from
         frames = facts.pop("frames")
         lines.append(row_of(replace(video, packed=packed, facts=facts, frames=frames), folder=out))
         columns.append((video.id, table.from_text(row["columns"])))
