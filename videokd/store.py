@@ -26,6 +26,7 @@ from videokd.clips.dataset import VIEWS, ClipDataset, file_bytes
 from videokd.config import differing_fields, nearest, to_plain
 from videokd.contracts import FeatureMap, Grid, Outputs
 from videokd.disk import write_text
+from videokd.json_files import parse_json, read_object
 from videokd.models import Model
 from videokd.records import VALID, Contents, StoredType, spread
 
@@ -169,10 +170,35 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     if not path.is_file():
         raise ValueError(f"{folder} holds no stored outputs (no {HEADER}): make them with `videokd label`")
-    header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    header = read_object(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} has format {header.get('format')}, this version reads {FORMAT}: label again")
+    if fault := _fault(header):
+        raise ValueError(f"{path} is not what `videokd label` writes: {fault}")
     return header
+
+
+def _fault(header: Mapping[str, Any]) -> str | None:
+    """What is wrong with a header, in so far as files are read by it."""
+    for name, most in (("views", 2**31), ("shards", 2**20), ("record_bytes", 2**31), ("pieces", 2**31)):
+        if not isinstance(header.get(name), int) or not 0 <= header[name] < most:
+            return f"{name!r} is {header.get(name)!r}"
+    for name in ("clips", "made_from", "teachers"):
+        if not isinstance(header.get(name), dict):
+            return f"{name!r} is not an object"
+    fields = header.get("fields")
+    if not isinstance(fields, list) or not all(isinstance(field, dict) for field in fields):
+        return "'fields' is not a list of objects"
+    for field in fields:
+        try:
+            kind = np.dtype((np.dtype(field["dtype"]), tuple(field["shape"])))
+            inside = 0 <= field["offset"] <= header["record_bytes"] - kind.itemsize
+        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            return f"the field {field!r}: {error}"
+        # Bytes of a file that are read as Python objects are addresses of code.
+        if kind.base.kind not in "biuf" or not inside or not isinstance(field.get("name"), str):
+            return f"the field {field!r}"
+    return None
 
 
 def missing_shards(folder: Path, shards: int) -> tuple[int, ...]:
@@ -279,7 +305,7 @@ class StoredOutputs:
         text = (self.folder / CLIPS).read_bytes()
         if hashlib.sha256(text).hexdigest() != self.header["clips"]["sha256"]:
             raise ValueError(f"{self.folder / CLIPS} is not the one that was written: label again, into another folder")
-        self.clips: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+        self.clips: list[dict[str, Any]] = [parse_json(line, source=self.folder / CLIPS) for line in text.splitlines()]
         """One row per clip."""
         self._places = {row["id"]: place for place, row in enumerate(self.clips)}
         fields = self.header["fields"]
@@ -295,7 +321,7 @@ class StoredOutputs:
         paths = [shard_path(self.folder, number, shards) for number in range(1, shards + 1)]
         self._starts = np.array([clips.start * self.views for clips in ranges])
         self._shards = [_mapped(path, layout, len(clips) * self.views) for path, clips in zip(paths, ranges)]
-        made = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
+        made = [read_object(path.with_suffix(".json")) for path in paths]
         self.invalid: frozenset[int] = frozenset(
             int(start) + row for one, start in zip(made, self._starts) for row in one["invalid"]
         )
