@@ -21,6 +21,7 @@ from videokd.json_files import DEEPEST
 
 _PACKAGE = "videokd"
 _FILE_MODULE = "videokd_recipe_file:"
+_FILES = (".py", ".pt2")
 
 
 def to_plain(value: object) -> Any:
@@ -81,22 +82,29 @@ def code_of(value: object) -> frozenset[str]:
     return own.union(named, *(code_of(getattr(value, f.name)) for f in dataclasses.fields(value)))
 
 
+def is_trusted(name: str, trust: Collection[str]) -> bool:
+    """Return whether `trust` covers a module, or the file at a path that ends in .py or .pt2."""
+    if not name.endswith(_FILES):
+        return is_within(name, trust)
+    return any(one.endswith(_FILES) and Path(one).resolve() == Path(name).resolve() for one in trust)
+
+
 def require_trust(name: str, trust: Collection[str], *, why: str) -> None:
-    """Raises a `ValueError` that says what to pass, unless `trust` covers a module or Python file.
+    """Raises a `ValueError` that says what to pass, unless `trust` covers a module or file.
 
     Args:
-        name: of the module, or path of the file.
+        name: of the module, or path of the file: see `is_trusted`.
         trust: what the user named.
         why: what needs it, the beginning of the sentence.
     """
-    if _is_trusted(name, trust):
+    if is_trusted(name, trust):
         return
     if not name.isprintable() or not name:
-        raise ValueError(f"{why} names code at {name!r}, which is no module and no Python file")
-    name = str(Path(name).resolve()) if name.endswith(".py") else name
+        raise ValueError(f"{why}, and {name!r} is no module and no file")
+    name = str(Path(name).resolve()) if name.endswith(_FILES) else name
     raise ValueError(
-        f"{why} leads to code outside videokd, and opening it would run that code: if you trust it, add "
-        f"--trust {shlex.quote(name)} (in Python, trust=[{name!r}])"
+        f"{why}, and to open it would run that code: if you trust it, add --trust {shlex.quote(name)} (in Python, "
+        f"trust=[{name!r}])"
     )
 
 
@@ -197,7 +205,7 @@ def _from_plain(plain: Any, trust: Collection[str], *, depth: int) -> Any:
         raise ValueError(f"{cls.__name__} can't be made of what is written: {error}") from error
     _check_fields(made)
     for name in made.named_code if isinstance(made, NamesCode) else ():
-        require_trust(name, trust, why=f"a {cls.__name__}")
+        require_trust(name, trust, why=f"{cls.__name__} uses {name!r}, which is not part of videokd")
     return made
 
 
@@ -213,7 +221,7 @@ def _class_at(address: Any, trust: Collection[str]) -> Any:
         raise ValueError(f"{address!r} is not a configuration class of videokd")
     # A recipe file that ran already is the user's: only the command line and `trust` run one.
     if not (is_file and f"{_FILE_MODULE}{Path(where).resolve()}" in sys.modules):
-        require_trust(where, trust, why=f"the type {address!r}")
+        require_trust(where, trust, why=f"the type {address!r} is not part of videokd")
     try:
         module = import_file(Path(where)) if is_file else _trusted_module(where, trust)
         cls = getattr(module, name)
@@ -230,9 +238,3 @@ def _trusted_module(name: str, trust: Collection[str]) -> ModuleType:
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
     return importlib.import_module(name)
-
-
-def _is_trusted(name: str, trust: Collection[str]) -> bool:
-    if not name.endswith(".py"):
-        return is_within(name, trust)
-    return any(one.endswith(".py") and Path(one).resolve() == Path(name).resolve() for one in trust)

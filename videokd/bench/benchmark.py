@@ -449,10 +449,10 @@ def _accuracy(folder: Path | None) -> tuple[float | None, int | None]:
         raise ValueError(f"{path} has no top1 or views that `videokd evaluate` writes: {top1!r}, {views!r}")
     if views is None:
         return top1, None
-    number = [views.get(name) for name in ("temporal", "spatial")]
-    if not all(isinstance(one, int) for one in number):
-        raise ValueError(f"{path} has views in time and space that are no numbers: {number}")
-    return top1, math.prod(number)
+    temporal, spatial = views.get("temporal"), views.get("spatial")
+    if not isinstance(temporal, int) or not isinstance(spatial, int):
+        raise ValueError(f"{path} has views in time and space that are no numbers: {temporal!r}, {spatial!r}")
+    return top1, temporal * spatial
 
 
 @torch.no_grad()
