@@ -128,7 +128,8 @@ def _check_fields(config: Any, path: str = "") -> None:
         try:
             check_type(value, hints[one.name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError as error:
-            raise ValueError(f"{name} = {value!r} of {type(config).__name__} is wrong: {error}") from error
+            why = " ".join(str(error).split())
+            raise ValueError(f"{name} = {value!r} of {type(config).__name__} is wrong: {why}") from error
 
 
 def is_within(module: str, packages: Collection[str]) -> bool:

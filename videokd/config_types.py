@@ -14,7 +14,7 @@ CONFIG_TYPES: Mapping[str, tuple[str, ...]] = {
         "RandomResizedCrop",
         "ShortSideJitter",
     ),
-    "videokd.contracts": ("Dense", "InputSpec", "Segments", "SoundSpec", "Uniform"),
+    "videokd.contracts": ("Dense", "InputSpec", "Segments", "SoundSpec", "Timed", "Uniform"),
     "videokd.distill": ("Term",),
     "videokd.losses.connectors": ("ConvNorm", "Linear", "MLP", "MaskedGeneration", "ThroughHead", "Variational"),
     "videokd.losses.features": (
