@@ -1,9 +1,9 @@
 """Reading of exported networks, `.pt2` and `.onnx`, without running code that comes with them.
 
-`torch.export.load` can run code of a file in many ways: it unpickles weights, constants and sample inputs; it loads
-compiled libraries; it evaluates sizes as Python; it imports modules that the tree of inputs names; it compiles guards
-and the names of values as Python; and a graph can call any function of `torch`. Here an archive is taken apart, what is
-plain data is checked and written into a new archive in memory, and only that is loaded.
+`torch.export.load` runs code of a file in five ways: it unpickles weights, constants and sample inputs; it loads
+compiled libraries; it evaluates sizes as Python; it imports modules that the tree of inputs names; and it compiles guards
+as Python. Here an archive is taken apart, what is plain data is checked and written into a new archive in memory, and
+only that is loaded.
 """
 
 import ast
