@@ -1,8 +1,8 @@
 """Reading of exported networks, `.pt2` and `.onnx`, without running code that comes with them.
 
 `torch.export.load` runs code of a file in five ways: it unpickles weights, constants and sample inputs; it loads
-compiled libraries; it evaluates sizes as Python; it imports modules that the tree of inputs names; and it compiles guards
-as Python. Here an archive is taken apart, what is plain data is checked and written into a new archive in memory, and
+compiled libraries; it evaluates sizes as Python; it imports modules that the tree of inputs names; and it compiles
+guards as Python. Here an archive is taken apart, what is plain data is checked and written into a new archive in memory, and
 only that is loaded.
 """
 
