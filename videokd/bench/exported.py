@@ -2,8 +2,8 @@
 
 `torch.export.load` runs code of a file in five ways: it unpickles weights, constants and sample inputs; it loads
 compiled libraries; it evaluates sizes as Python; it imports modules that the tree of inputs names; and it compiles
-guards as Python. Here an archive is taken apart, what is plain data is checked and written into a new archive in memory, and
-only that is loaded.
+guards as Python. Here an archive is taken apart, what is plain data is checked and written into a new archive in
+memory, and only that is loaded.
 """
 
 import ast
