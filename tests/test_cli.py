@@ -439,7 +439,7 @@ def test_a_network_of_ones_own_learns_is_scored_and_teaches(drawn_set: Path, tmp
     assert code == 0, text
     code, text = said("evaluate", "runs/mine")
     assert code == 1
-    assert "loading it would run that code: name my_net in trust (--trust on the command line)" in text
+    assert "to open it would run that code: if you trust it, add --trust my_net " in text
     code, text = said("evaluate", "runs/mine", "--trust", "my_net")
     assert code == 0, text
     assert "on 12 clips (12 sources) of" in text.replace("\n", " ")

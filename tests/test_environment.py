@@ -95,3 +95,42 @@ def test_gpus_are_named_with_their_driver() -> None:
     assert found["names"]
     assert found["driver"]
     assert found["cuda"] == torch.version.cuda
+
+
+@pytest.mark.parametrize("how", ["monitor", "filter", "included filter", "submodule"])
+def test_a_repository_of_others_runs_no_command(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository, ran = tmp_path / "theirs", tmp_path / "ran"
+    evil = tmp_path / "evil.sh"
+    evil.write_text(f"#!/bin/sh\ntouch {ran}\ncat\n")
+    evil.chmod(0o755)
+
+    def made(folder: Path) -> None:
+        folder.mkdir()
+        git(folder, "init")
+        (folder / "file").write_text("one")
+        (folder / ".gitattributes").write_text("* filter=evil\n")
+        git(folder, "add", ".")
+        git(folder, "commit", "-m", "one")
+
+    made(repository)
+    spoilt = repository
+    if how == "submodule":
+        made(tmp_path / "inner")
+        git(repository, "-c", "protocol.file.allow=always", "submodule", "add", str(tmp_path / "inner"), "inner")
+        git(repository, "commit", "-m", "two")
+        spoilt = repository / "inner"
+    if how == "included filter":
+        (repository / ".git/more").write_text(f'[filter "evil"]\n\tclean = {evil}\n')
+        git(repository, "config", "include.path", "more")
+    elif how == "monitor":
+        git(repository, "config", "core.fsmonitor", str(evil))
+    else:
+        git(spoilt, "config", "filter.evil.clean", str(evil))
+    (spoilt / "file").write_text("two")
+    monkeypatch.chdir(repository)
+    found = environment()["git"]["folder"]
+    assert len(found["revision"]) == 40
+    assert found["changed"] is {"monitor": True, "submodule": False}.get(how)
+    assert not ran.exists()
+    subprocess.run(["git", "status"], check=True, capture_output=True)
+    assert ran.exists()  # as git itself would

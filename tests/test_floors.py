@@ -20,7 +20,7 @@ FLOORS = {
     "preflight": 6,
     "evaluate": 5,
     "arms": 5,
-    "leaks": 2,
+    "leaks": 4,
     "predictions": 1,
     "protocols": 2,
     "metrics": 2,
@@ -55,7 +55,9 @@ FLOORS = {
     "progress": 2,
     "tracking": 2,
     "contracts": 0,
-    "config": 0,
+    "config": 0.5,
+    "config_types": 0,
+    "json_files": 0,
 }
 PACKAGE = Path(videokd.__file__).parent
 

@@ -1,7 +1,7 @@
 """What a study compares: its arms, each as a recipe, over seeds and lists."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ import tyro
 
 from videokd import recipe as recipes
 from videokd.clips.manifest import is_url
-from videokd.config import check_types, differing_fields, nearest, to_plain
+from videokd.config import check_types, code_of, differing_fields, nearest, to_plain
 from videokd.distill import Term
 from videokd.losses import CrossEntropy
 from videokd.models import SimKD, load_model
@@ -134,13 +134,24 @@ class Fold:
         return self.folder / f"{arm}-seed{seed}"
 
 
-def load(path: str | Path) -> Study:
-    """The `study` of a Python file.
+def load(path: str | Path, *, trust: Collection[str] = ()) -> Study:
+    """Return the `study` of a Python file, which runs it, or of a JSON file, which runs nothing.
+
+    Args:
+        path: of the file.
+        trust: modules, packages and recipe files whose code JSON may name.
 
     Raises:
-        ValueError: if there is none, or a field of it is wrong.
+        ValueError: if there is none, a field of it is wrong, or JSON names code that is not trusted.
     """
-    return recipes.load_as(path, "study", Study)
+    found = recipes.load_as(path, "study", Study, trust=trust)
+    return replace(
+        found,
+        alone=recipes.with_trust(found.alone, trust),
+        distilled=recipes.with_trust(found.distilled, trust),
+        teacher=None if found.teacher is None else recipes.with_trust(found.teacher, trust),
+        others={name: recipes.with_trust(recipe, trust) for name, recipe in found.others.items()},
+    )
 
 
 def equal_compute_steps(
@@ -180,12 +191,10 @@ def arm_recipe(plan: Study, arm: str, fold: Fold, seed: int, *, classes: Sequenc
         case "label_smoothing":
             found = replace(alone, objective={name: _smoothed(term) for name, term in alone.objective.items()})
         case "equal_compute":
-            source = distilled.teachers[TEACHER]
-            assert isinstance(source, TrainedTeacher)
             steps = equal_compute_steps(
                 steps=distilled.optim.steps,
                 student_macs=cost(alone.student.build(classes, pretrained=False)).macs,
-                teacher_macs=cost(load_model(folder, trust=source.trust)).macs,
+                teacher_macs=cost(load_model(folder, trust=code_of(plan))).macs,
                 distilled_clips=distilled.data.batch_size,
                 alone_clips=alone.data.batch_size,
                 shuffled=any(term.loss.pieces for term in distilled.objective.values()),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from videokd.averaging import WeightAverage
 from videokd.disk import write_bytes
+from videokd.json_files import as_object, parse_json
 
 
 @dataclass
@@ -50,7 +51,20 @@ class State:
             raise OSError(error.errno, f"{error.strerror}; {kept}") from error
 
     def load(self, path: Path) -> None:
-        """Takes up what `save` wrote."""
+        """Takes up what `save` wrote.
+
+        Raises:
+            ValueError: if it is damaged, or of another student or optimizer.
+        """
+        try:
+            self._load(path)
+        except ValueError:
+            raise
+        except Exception as error:  # of the wrong names, shapes or types
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{path} is not a checkpoint of this run: {said}") from error
+
+    def _load(self, path: Path) -> None:
         plain, tensors = _read(path), load_file(path)
         self.step, self.notes = plain["step"], plain["notes"]
         self.student.load_state_dict(_under(tensors, "student."))
@@ -85,10 +99,13 @@ def read_step(path: Path) -> int:
     return step
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["state"])
+            plain = as_object(parse_json(file.metadata()["state"], source=path), source=path)
+        if not isinstance(plain.get("step"), int) or not isinstance(plain.get("notes"), dict):
+            raise TypeError("it does not say of which step it is")
+        return plain
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no checkpoint of this version of videokd, or is damaged: {error}") from error
 

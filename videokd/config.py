@@ -7,15 +7,21 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_type_hints
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
+from videokd.config_types import CONFIG_TYPES
+from videokd.json_files import DEEPEST
+
+_PACKAGE = "videokd"
 _FILE_MODULE = "videokd_recipe_file:"
+_FILES = (".py", ".pt2")
 
 
 def to_plain(value: object) -> Any:
@@ -34,53 +40,96 @@ def to_plain(value: object) -> Any:
     raise ValueError(f"a configuration holds plain values, got {value!r} of type {type(value).__name__}")
 
 
-Trust = Collection[str] | Literal["any"]
+@runtime_checkable
+class NamesCode(Protocol):
+    """A configuration that leads to code outside this package by its name, in a field of plain text."""
+
+    @property
+    def named_code(self) -> tuple[str, ...]:
+        """Modules, packages and Python files."""
 
 
-def from_plain(plain: Any, *, trust: Trust = "any") -> Any:
-    """What `to_plain` was given.
+def from_plain(plain: Any, *, trust: Collection[str]) -> Any:
+    """Return what `to_plain` was given.
+
+    JSON may come from others. It can name the classes of `CONFIG_TYPES`, classes of what is trusted, and classes of
+    recipe files that this process ran already; to name anything else is an error, and imports nothing.
 
     Args:
         plain: JSON data.
-        trust: "any" imports whatever module or recipe file the data name, which runs code; else packages and modules
-            that may be imported, for data that come from others. Classes of this package, and of modules that are
-            imported already, are taken too.
+        trust: modules, packages, and paths of Python files that may be imported, which runs their code: what the user
+            named, and nothing that the data say.
 
     Raises:
-        ValueError: for a class that is not there, or a field that it lacks or does not have (with the nearest name).
+        ValueError: for a class that is not there or not trusted, a field that it lacks or does not have (with the
+            nearest name), or a value of another type.
     """
-    if isinstance(plain, list):
-        return tuple(from_plain(item, trust=trust) for item in plain)
-    if not isinstance(plain, Mapping):
-        return plain
-    if "type" not in plain:
-        return {key: from_plain(item, trust=trust) for key, item in plain.items()}
-    cls = _class_at(str(plain["type"]), trust=trust)
-    known = [f.name for f in dataclasses.fields(cls)]
-    given = {key: from_plain(item, trust=trust) for key, item in plain.items() if key != "type"}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{cls.__name__} has no field {name!r}{nearest(name, known)}")
-    try:
-        return cls(**given)
-    except TypeError as error:
-        raise ValueError(f"{cls.__name__} can't be made of what is written: {error}") from error
+    return _from_plain(plain, trust, depth=0)
+
+
+def code_of(value: object) -> frozenset[str]:
+    """Return the modules and Python files outside this package that a configuration made in Python uses: where its
+    classes are defined, and what `NamesCode` says. Data that were written from it need these to be trusted."""
+    if isinstance(value, Mapping):
+        return frozenset().union(*(code_of(item) for item in value.values()))
+    if isinstance(value, tuple):
+        return frozenset().union(*(code_of(item) for item in value))
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return frozenset()
+    module = type(value).__module__.removeprefix(_FILE_MODULE)
+    own = frozenset() if is_within(module, (_PACKAGE,)) else frozenset({module})
+    named = value.named_code if isinstance(value, NamesCode) else ()
+    return own.union(named, *(code_of(getattr(value, f.name)) for f in dataclasses.fields(value)))
+
+
+def is_trusted(name: str, trust: Collection[str]) -> bool:
+    """Return whether `trust` covers a module, or the file at a path that ends in .py or .pt2."""
+    if not name.endswith(_FILES):
+        return is_within(name, trust)
+    return any(one.endswith(_FILES) and Path(one).resolve() == Path(name).resolve() for one in trust)
+
+
+def require_trust(name: str, trust: Collection[str], *, why: str) -> None:
+    """Raises a `ValueError` that says what to pass, unless `trust` covers a module or file.
+
+    Args:
+        name: of the module, or path of the file: see `is_trusted`.
+        trust: what the user named.
+        why: what needs it, the beginning of the sentence.
+    """
+    if is_trusted(name, trust):
+        return
+    if not name.isprintable() or not name:
+        raise ValueError(f"{why}, and {name!r} is no module and no file")
+    name = str(Path(name).resolve()) if name.endswith(_FILES) else name
+    raise ValueError(
+        f"{why}, and to open it would run that code: if you trust it, add --trust {shlex.quote(name)} (in Python, "
+        f"trust=[{name!r}])"
+    )
 
 
 def check_types(config: Any, path: str = "") -> None:
     """Raises a `ValueError` that names field, value and type, for a value of another type in a configuration or in one
     inside it."""
+    _check_fields(config, path)
+    for one in dataclasses.fields(config):
+        value, name = getattr(config, one.name), f"{path}{one.name}"
+        inner = value if isinstance(value, Mapping) else {"": value}
+        for key, part in inner.items():
+            if dataclasses.is_dataclass(part) and not isinstance(part, type):
+                check_types(part, f"{name}.{key}." if key else f"{name}.")
+
+
+def _check_fields(config: Any, path: str = "") -> None:
+    """`check_types` of a configuration alone, without those inside it."""
     hints = get_type_hints(type(config))
     for one in dataclasses.fields(config):
         value, name = getattr(config, one.name), f"{path}{one.name}"
         try:
             check_type(value, hints[one.name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError as error:
-            raise ValueError(f"{name} = {value!r} of {type(config).__name__} is wrong: {error}") from error
-        inner = value if isinstance(value, Mapping) else {"": value}
-        for key, part in inner.items():
-            if dataclasses.is_dataclass(part) and not isinstance(part, type):
-                check_types(part, f"{name}.{key}." if key else f"{name}.")
+            why = " ".join(str(error).split())
+            raise ValueError(f"{name} = {value!r} of {type(config).__name__} is wrong: {why}") from error
 
 
 def is_within(module: str, packages: Collection[str]) -> bool:
@@ -132,16 +181,61 @@ def _address(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _class_at(address: str, *, trust: Trust) -> Any:
-    where, _, name = address.rpartition(":")
-    known = where in sys.modules or f"{_FILE_MODULE}{where}" in sys.modules
-    if trust != "any" and not known and not is_within(where, ("videokd", *trust)):
-        raise ValueError(f"{address!r} is not part of videokd: import its module first, or name it in trust, if you do")
+def _from_plain(plain: Any, trust: Collection[str], *, depth: int) -> Any:
+    if depth > DEEPEST:
+        raise ValueError(f"a configuration has at most {DEEPEST} levels")
+    if isinstance(plain, list):
+        return tuple(_from_plain(item, trust, depth=depth + 1) for item in plain)
+    if isinstance(plain, int) and abs(plain) >= 2**63:
+        raise ValueError("a configuration holds a whole number of more than 64 bits")
+    if not isinstance(plain, Mapping):
+        return plain
+    given = {key: _from_plain(item, trust, depth=depth + 1) for key, item in plain.items() if key != "type"}
+    if "type" not in plain:
+        return given
+    cls = _class_at(plain["type"], trust)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{cls.__name__} has no field {name!r}{nearest(name, known)}")
     try:
-        module = import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        made = cls(**given)
+    except ValueError:
+        raise
+    except Exception as error:  # of the wrong types: a class checks them last
+        raise ValueError(f"{cls.__name__} can't be made of what is written: {error}") from error
+    _check_fields(made)
+    for name in made.named_code if isinstance(made, NamesCode) else ():
+        require_trust(name, trust, why=f"{cls.__name__} uses {name!r}, which is not part of videokd")
+    return made
+
+
+def _class_at(address: Any, trust: Collection[str]) -> Any:
+    """The configuration class at "module:Class", or "/path/file.py:Class"."""
+    where, _, name = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    is_file = where.endswith(".py")
+    if not name.isidentifier() or not (is_file or all(part.isidentifier() for part in where.split("."))):
+        raise ValueError(f"a type is written as 'module:Class' or '/path/recipe.py:Class', not {address!r}")
+    if name in CONFIG_TYPES.get(where, ()):
+        return getattr(importlib.import_module(where), name)
+    if is_within(where, (_PACKAGE,)):
+        raise ValueError(f"{address!r} is not a configuration class of videokd")
+    # A recipe file that ran already is the user's: only the command line and `trust` run one.
+    if not (is_file and f"{_FILE_MODULE}{Path(where).resolve()}" in sys.modules):
+        require_trust(where, trust, why=f"the type {address!r} is not part of videokd")
+    try:
+        module = import_file(Path(where)) if is_file else _trusted_module(where, trust)
         cls = getattr(module, name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever that code raises
         raise ValueError(f"no configuration class at {address!r}: {error}") from error
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__):
         raise ValueError(f"{address!r} is not a configuration dataclass")
     return cls
+
+
+def _trusted_module(name: str, trust: Collection[str]) -> ModuleType:
+    """A trusted module, which is installed or lies beside a trusted recipe file or in the current folder."""
+    for folder in (*(Path(one).resolve().parent for one in trust if one.endswith(".py")), Path.cwd()):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    return importlib.import_module(name)

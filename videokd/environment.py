@@ -91,12 +91,20 @@ def _packages() -> dict[str, str]:
 
 
 def _revision(folder: Path) -> dict[str, Any] | None:
-    """The commit that is checked out there, or None outside a repository and without git."""
-    git = ("git", "-C", str(folder))
+    """The commit that is checked out there, or None outside a repository and without git.
+
+    The repository may be somebody else's, and its configuration can name commands that `git status` runs: a monitor of
+    files, which is switched off here, and filters of contents, with which "changed" stays unknown.
+    """
+    git = ("git", "-C", str(folder), "-c", "core.fsmonitor=false")
     revision = _said(*git, "rev-parse", "HEAD")
     if revision is None:
         return None
-    changes = _said(*git, "status", "--porcelain", "--untracked-files=no")
+    settings = _said(*git, "config", "--list", "--includes", "--show-scope", "--name-only")
+    lines = [line.lower().split("\t") for line in (settings or "").splitlines()]
+    if not lines or any(scope in ("local", "worktree") and name.startswith("filter.") for scope, name in lines):
+        return {"revision": revision, "changed": None}
+    changes = _said(*git, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
     return {"revision": revision, "changed": None if changes is None else changes != ""}
 
 

@@ -1,6 +1,5 @@
 """Scores of a model on a list of videos, over views in time and space, and what a distillation recovered of a gap."""
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from videokd.clips.order import EveryClip
 from videokd.clips.views import ViewGrid
 from videokd.contracts import Clip, View
 from videokd.fidelity import against_teacher
+from videokd.json_files import read_object
 from videokd.machine import Machine
 from videokd.metrics import average_views, calibration, fit_temperature, intervals, scores
 from videokd.models import Model, load_model
@@ -414,7 +414,8 @@ def gap_recovered(*, teacher: float, alone: Sequence[float], distilled: Sequence
 def _skipped_in_training(folder: Path) -> int | None:
     """How many videos a run did without; None where that is not known."""
     summary = folder / "summary.json"
-    return len(json.loads(summary.read_text(encoding="utf-8"))["skipped"]) if summary.is_file() else None
+    skipped = read_object(summary).get("skipped") if summary.is_file() else None
+    return len(skipped) if isinstance(skipped, list) else None
 
 
 def _shuffled(clip_id: str, num_frames: int) -> Tensor:

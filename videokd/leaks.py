@@ -1,12 +1,12 @@
 """Which videos a model was trained on, so that it is not judged by them."""
 
-import json
 import os
 from functools import lru_cache
 from pathlib import Path
 
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest, Video
+from videokd.run_folder import read_recipe
 
 
 def shared(trained: Manifest, scored: Manifest, *, of: Manifest | None = None) -> tuple[str, ...]:
@@ -31,11 +31,18 @@ def trained_on(folder: str | Path, videos: Manifest) -> tuple[str, ...] | None:
 
     Its recipe is read as data alone. None where it can't be told: there is no recipe, or its list is gone.
     """
+    return _trained_on(Path(folder), videos, seen=set())
+
+
+def _trained_on(folder: Path, videos: Manifest, *, seen: set[Path]) -> tuple[str, ...] | None:
+    if folder.resolve() in seen:
+        return ()  # a run that names itself as its teacher
+    seen.add(folder.resolve())
     try:
-        recipe = json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8"))
+        recipe = read_recipe(folder)
         data = recipe["data"]
         whole = read_manifest(
-            data["path"], root=data.get("root"), fold=data.get("fold", 1), class_names=data.get("class_names")
+            data["path"], root=data.get("root"), fold=data.get("fold") or 1, class_names=data.get("class_names")
         )
         selected = recipe.get("keep") == "best" or recipe.get("patience") is not None
         splits = (
@@ -48,7 +55,8 @@ def trained_on(folder: str | Path, videos: Manifest) -> tuple[str, ...] | None:
     chosen = tuple(video for video in whole.videos if splits[0] is None or video.split in splits)
     found = shared(Manifest(whole.source, chosen, whole.classes), videos, of=whole)
     for teacher in recipe.get("teachers", {}).values():
-        found += (trained_on(teacher["checkpoint"], videos) or ()) if "checkpoint" in teacher else ()
+        if (checkpoint := teacher.get("checkpoint")) is not None:
+            found += _trained_on(Path(checkpoint), videos, seen=seen) or ()
     return tuple(dict.fromkeys(found))
 
 

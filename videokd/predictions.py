@@ -12,6 +12,7 @@ from torch import Tensor
 
 from videokd.contracts import UNLABELLED
 from videokd.disk import write_bytes
+from videokd.json_files import parse_json
 
 PREDICTIONS = "predictions.parquet"
 
@@ -145,7 +146,7 @@ def read_predictions(folder: str | Path) -> Predictions:
         raise ValueError(f"{folder} has no {PREDICTIONS}; make it with: videokd evaluate {folder}")
     try:
         table = pq.read_table(path)
-        said = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items()}
+        said = {name.decode(): parse_json(value, source=path) for name, value in (table.schema.metadata or {}).items()}
         classes = tuple(said["classes"])
         labels = table["label"].to_pylist()
         logits = table["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

@@ -3,6 +3,7 @@
 import json
 import re
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from videokd.clips.mixing import Mix
 from videokd.clips.views import Augment
 from videokd.config import check_types, from_plain, import_file, nearest, to_plain
 from videokd.distill import Term
+from videokd.json_files import read_json
 from videokd.losses import Loss
 from videokd.machine import Machine
 from videokd.models import ModelConfig
@@ -107,7 +109,12 @@ class TrainedTeacher:
     shuffled: bool = False
     """Tell every clip what it says of another video of the batch: a control, which should not help a student."""
     trust: tuple[str, ...] = ()
-    """Packages and modules of your own that its network is made by."""
+    """Modules, packages and recipe files of your own that its network is made by."""
+
+    @property
+    def named_code(self) -> tuple[str, ...]:
+        """What it trusts: in a recipe of somebody else that counts only where the user trusts it too."""
+        return self.trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,20 +221,24 @@ def check_stored(recipe: Recipe) -> None:
         raise ValueError("outputs are stored of clips as they are, and data.mix mixes them anew: set it to None")
 
 
-def load(path: str | Path) -> Recipe:
-    """The `recipe` of a Python file, or of a run's recipe.json.
+def load(path: str | Path, *, trust: Collection[str] = ()) -> Recipe:
+    """Return the `recipe` of a Python file, which runs it, or of a run's recipe.json, which runs nothing.
+
+    Args:
+        path: of the file.
+        trust: modules, packages and recipe files whose code recipe.json and the teachers' model.json may name.
 
     Raises:
-        ValueError: if there is none, or a field of it is wrong.
+        ValueError: if there is none, a field of it is wrong, or recipe.json names code that is not trusted.
     """
-    return load_as(path, "recipe", Recipe)
+    return with_trust(load_as(path, "recipe", Recipe, trust=trust), trust)
 
 
-def load_as(path: str | Path, name: str, kind: type[Config]) -> Config:
-    """What a Python file calls `name`, or a JSON file holds, which is to be of one kind.
+def load_as(path: str | Path, name: str, kind: type[Config], *, trust: Collection[str]) -> Config:
+    """Return what a Python file calls `name`, or a JSON file holds, which has to be of one kind.
 
     Raises:
-        ValueError: if there is none, or a field of it is wrong.
+        ValueError: if there is none, a field of it is wrong, or JSON names code that is not trusted.
     """
     path = Path(path)
     if not path.is_file() and not path.is_absolute() and (shipped := configs_folder() / path).is_file():
@@ -236,7 +247,10 @@ def load_as(path: str | Path, name: str, kind: type[Config]) -> Config:
         known = sorted(file.relative_to(configs_folder()).as_posix() for file in configs_folder().rglob("*.py"))
         raise ValueError(f"no {name} at {path}{nearest(path.as_posix(), known)}")
     if path.suffix == ".json":
-        found = from_plain(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            found = from_plain(read_json(path), trust=trust)
+        except ValueError as error:
+            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     else:
         try:
             found = getattr(import_file(path), name, None)
@@ -245,6 +259,17 @@ def load_as(path: str | Path, name: str, kind: type[Config]) -> Config:
     if not isinstance(found, kind):
         raise ValueError(f"{path} does not define `{name} = {kind.__name__}(...)`, but {type(found).__name__}")
     return found
+
+
+def with_trust(recipe: Recipe, trust: Collection[str]) -> Recipe:
+    """Return the same recipe, whose teachers may also run the code that the user trusts."""
+    teachers = {
+        name: replace(teacher, trust=(*dict.fromkeys((*teacher.trust, *trust)),))
+        if isinstance(teacher, TrainedTeacher)
+        else teacher
+        for name, teacher in recipe.teachers.items()
+    }
+    return replace(recipe, teachers=teachers)
 
 
 def anchored(recipe: Recipe) -> Recipe:

@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from videokd.checkpoint import State
 from videokd.config import differing_fields, from_plain, to_plain
 from videokd.disk import write_text
+from videokd.json_files import as_object, parse_json, read_object
 
 _STEP = "step"
 _OPERATION = ("audit", "preflight", "track", "checkpoint_every")
@@ -25,6 +26,7 @@ class RunFolder:
     Args:
         path: of the folder.
         recipe: as JSON.
+        trust: modules and recipe files that the recipe's own classes are from.
         resume: whether it goes on with the run that the folder holds.
         finished: whether that one may be finished.
 
@@ -32,16 +34,18 @@ class RunFolder:
         ValueError: if a new run would overwrite what the folder holds, or there is no run to resume.
     """
 
-    def __init__(self, path: str | Path, *, recipe: str, resume: bool = False, finished: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, recipe: str, trust: Collection[str], resume: bool = False, finished: bool = False
+    ) -> None:
         self.path = Path(path)
         written = self.path / "recipe.json"
-        go_on = f"videokd train --resume {shlex.quote(str(self.path))}"
+        go_on = resume_command(self.path, trust)
         if resume:
             if not written.is_file():
                 raise ValueError(f"{self.path} holds no run to resume (no recipe.json)")
             if self.is_finished and not finished:
                 raise ValueError(f"{self.path} is finished: nothing to resume")
-            if fields := _differing(written, recipe):
+            if fields := _differing(written, recipe, trust):
                 named = ", ".join(f"{name} was {before!r} and is {now!r}" for name, (before, now) in fields.items())
                 raise ValueError(
                     f"{written} is another recipe ({named}); resume with the same one, or start a new folder"
@@ -67,7 +71,7 @@ class RunFolder:
         path = self.path / "environment.json"
         earlier: list[Any] = []
         if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_object(path)
             earlier = [*before.pop("earlier", []), before]
         write_text(path, json.dumps({**now, **({"earlier": earlier} if earlier else {})}, indent=2) + "\n")
 
@@ -128,33 +132,90 @@ class RunFolder:
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl."""
+    """Return the rows of a run's metrics.jsonl, up to a row that a killed run did not finish.
+
+    Raises:
+        ValueError: for a row that no run writes.
+    """
     path = Path(run) / "metrics.jsonl"
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
+            json.loads(line)
         except json.JSONDecodeError:
-            break  # A run that was killed while it wrote; what follows is made again.
+            break  # What follows is made again.
+        except (ValueError, RecursionError):
+            pass  # named below
+        row = as_object(parse_json(line, source=f"{path}:{number}"), source=f"{path}:{number}")
+        if not isinstance(row.get(_STEP), int) or not all(isinstance(value, int | float) for value in row.values()):
+            raise ValueError(f"{path}:{number} has to hold numbers, one of them {_STEP!r}")
+        rows.append(row)
     return rows
 
 
-def _differing(written: Path, recipe: str) -> dict[str, tuple[Any, Any]]:
+def read_recipe(run: str | Path) -> dict[str, Any]:
+    """Return a run's recipe.json as data alone: nothing is imported. What names its list and teachers is checked.
+
+    Raises:
+        ValueError: if it is not JSON, or not what `videokd train` writes.
+        OSError: if it can't be read.
+    """
+    path = Path(run) / "recipe.json"
+    recipe = read_object(path)
+    data = as_object(recipe.get("data"), source=f"'data' of {path}")
+    for name, kinds in _DATA.items():
+        if not isinstance(data.get(name), kinds):
+            raise ValueError(f"'data.{name}' of {path} can't be {data.get(name)!r}")
+    for name in ("objective", "teachers", "student", "optim", "machine"):
+        for part in as_object(recipe.get(name, {}), source=f"{name!r} of {path}").values():
+            if name in ("objective", "teachers"):
+                as_object(part, source=f"each of {name!r} of {path}")
+    for name, teacher in recipe.get("teachers", {}).items():
+        if not isinstance(teacher.get("checkpoint"), str | None):
+            raise ValueError(f"'teachers.{name}.checkpoint' of {path} can't be {teacher['checkpoint']!r}")
+    if not isinstance(recipe.get("seed", 0), int):
+        raise ValueError(f"'seed' of {path} can't be {recipe['seed']!r}")
+    return recipe
+
+
+def resume_command(run: str | Path, trust: Iterable[str]) -> str:
+    """Return the command that resumes a run whose recipe uses code of these modules and files."""
+    parts = ["videokd", "train", "--resume", str(run), *(word for name in sorted(trust) for word in ("--trust", name))]
+    return shlex.join(parts)
+
+
+_DATA: Mapping[str, Any] = {
+    "path": str,
+    "root": str | None,
+    "fold": int | None,
+    "class_names": str | None,
+    "train_split": str | None,
+    "val_split": str | None,
+    "unlabelled_per_batch": int | None,
+}
+
+
+def _differing(written: Path, recipe: str, trust: Collection[str]) -> dict[str, tuple[Any, Any]]:
     """The fields in which a run's recipe is another, apart from what may change between its parts: where it runs, how
     often it is saved, and what it does with bad videos."""
-    before, now = json.loads(written.read_text(encoding="utf-8")), json.loads(recipe)
-    with contextlib.suppress(ValueError):  # of classes that are no more: compared as written
+    before, now = read_recipe(written.parent), json.loads(recipe)
+    with contextlib.suppress(ValueError):  # classes of other code, or that are no more: compared as written
         # A field that came with a later version has its default there.
-        before = to_plain(from_plain(before))
+        before = to_plain(from_plain(before, trust=trust))
     return differing_fields(essential(before), essential(now))
 
 
 def essential(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain recipe without what may change while it runs: where that is, how often it is saved, bad videos."""
+    """A plain recipe without what may change while it runs: where that is, how often it is saved, bad videos, and whose
+    code teachers may run."""
     found = {name: part for name, part in recipe.items() if name not in _OPERATION}
     for part, names in (("data", _OPERATION_ON_DATA), ("machine", _OPERATION_ON_MACHINE)):
         if part in found:
             found[part] = {name: value for name, value in found[part].items() if name not in names}
+    teachers = recipe.get("teachers", {})
+    found["teachers"] = {
+        name: {one: value for one, value in teacher.items() if one != "trust"} for name, teacher in teachers.items()
+    }
     return found

@@ -25,6 +25,7 @@ from videokd.clips.dataset import VIEWS, ClipDataset, file_bytes
 from videokd.clips.hashes import ContentHashes
 from videokd.config import differing_fields, nearest, to_plain
 from videokd.contracts import FeatureMap, Grid, Outputs
+from videokd.json_files import parse_json, read_object
 from videokd.models import Model
 from videokd.records import Contents, StoredType, spread
 from videokd.stored_shards import HEADER, check_shards, facts_path, mapped, missing_shards, shard_clips, shard_path
@@ -168,10 +169,35 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     if not path.is_file():
         raise ValueError(f"{folder} holds no stored outputs (no {HEADER}): make them with `videokd label`")
-    header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    header = read_object(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} has format {header.get('format')}, this version reads {FORMAT}: label again")
+    if fault := _fault(header):
+        raise ValueError(f"{path} is not what `videokd label` writes: {fault}")
     return header
+
+
+def _fault(header: Mapping[str, Any]) -> str | None:
+    """What is wrong with a header, in so far as files are read by it."""
+    for name, most in (("views", 2**31), ("shards", 2**20), ("record_bytes", 2**31), ("pieces", 2**31)):
+        if not isinstance(header.get(name), int) or not 0 <= header[name] < most:
+            return f"{name!r} is {header.get(name)!r}"
+    for name in ("clips", "made_from", "teachers"):
+        if not isinstance(header.get(name), dict):
+            return f"{name!r} is not an object"
+    fields = header.get("fields")
+    if not isinstance(fields, list) or not all(isinstance(field, dict) for field in fields):
+        return "'fields' is not a list of objects"
+    for field in fields:
+        try:
+            kind = np.dtype((np.dtype(field["dtype"]), tuple(field["shape"])))
+            inside = 0 <= field["offset"] <= header["record_bytes"] - kind.itemsize
+        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            return f"the field {field!r}: {error}"
+        # Bytes of a file that are read as Python objects are addresses of code.
+        if kind.base.kind not in "biuf" or not inside or not isinstance(field.get("name"), str):
+            return f"the field {field!r}"
+    return None
 
 
 class StoredOutputs:
@@ -199,7 +225,7 @@ class StoredOutputs:
         text = (self.folder / CLIPS).read_bytes()
         if hashlib.sha256(text).hexdigest() != self.header["clips"]["sha256"]:
             raise ValueError(f"{self.folder / CLIPS} is not the one that was written: label again, into another folder")
-        self.clips: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+        self.clips: list[dict[str, Any]] = [parse_json(line, source=self.folder / CLIPS) for line in text.splitlines()]
         """One row per clip."""
         self._places = {row["id"]: place for place, row in enumerate(self.clips)}
         fields = self.header["fields"]

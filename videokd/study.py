@@ -20,11 +20,12 @@ from videokd.arms import TEACHER, TITLES, Fold, Study, anchored, arm_recipe, fol
 from videokd.assembly import load_teachers, training_videos
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.manifest import Manifest
-from videokd.config import differing_fields, to_plain
+from videokd.config import code_of, differing_fields, to_plain
 from videokd.disk import write_text
 from videokd.distill import check_taps
 from videokd.evaluate import evaluate
 from videokd.fidelity import against_teacher
+from videokd.json_files import read_object
 from videokd.leaks import shared, trained_on
 from videokd.machine import terminal
 from videokd.metrics import is_right
@@ -33,7 +34,7 @@ from videokd.predictions import PREDICTIONS, read_predictions
 from videokd.recipe import Recipe, TrainedTeacher
 from videokd.report.comparison import EVALUATION, read_evaluation, write_evaluation
 from videokd.report.paired import paired
-from videokd.run_folder import essential
+from videokd.run_folder import essential, read_recipe
 from videokd.teachers import Mixture, Teacher
 from videokd.timing import duration
 from videokd.train import Interrupted, train
@@ -129,7 +130,7 @@ def results(plan: Study, out: str | Path) -> dict[str, Any]:
                 "top1_each": top1[arm],
                 "top1_mean": fmean(top1[arm]),
                 "top1_sd": stdev(top1[arm]) if len(pairs) > 1 else None,
-                **_spent([json.loads((one / "summary.json").read_text(encoding="utf-8")) for one in many]),
+                **_spent([read_object(one / "summary.json") for one in many]),
                 **{what: scored[arm][0][what] for what in ("params", "macs", "clips")},
                 "skipped": sum(len(one["skipped"]) for one in scored[arm]),
                 "differs": _differs(many[0], runs["alone"][0]),
@@ -207,8 +208,6 @@ class _Runs:
         """The fold's teacher: trained, or a copy of what the study names."""
         self.teachers.clear()
         folder = fold.folder / TEACHER
-        source = self.plan.distilled.teachers[TEACHER]
-        assert isinstance(source, TrainedTeacher)
         if self.plan.trained_teacher is None:
             assert self.plan.teacher is not None
             self._run(TEACHER, fold.of(self.plan.teacher), folder, whole)
@@ -217,7 +216,7 @@ class _Runs:
             self._score(TEACHER, fold.of(self.plan.distilled), folder, whole, spent=0.0)
         untrained = fold.folder / "untrained_teacher"
         if untrained.name in self.plan.chosen and not (untrained / "model.json").is_file():
-            model = load_model(folder, trust=source.trust)
+            model = load_model(folder, trust=code_of(self.plan))
             torch.manual_seed(_UNTRAINED_SEED)
             save_model(model.config.build(model.classes, pretrained=False), untrained)
 
@@ -247,7 +246,6 @@ class _Runs:
         started = time.monotonic()
         is_new = not _is_scored(folder)
         if is_new:
-            source = recipe.teachers.get(TEACHER)
             val = self.plan.alone.data.val_split
             validation = None if val is None else whole.split(val)
             found = evaluate(
@@ -259,7 +257,7 @@ class _Runs:
                 time_limit=recipe.data.time_limit,
                 memory=self.memory if recipe.data.in_memory else None,
                 calibrate_on=validation,
-                trust=source.trust if isinstance(source, TrainedTeacher) else (),
+                trust=code_of(self.plan),
             )
             # That nobody was trained on them was seen to before the first run.
             how = {"split": self.plan.split, "protocol": None, "model": str(folder), "trained_on": 0}
@@ -357,7 +355,7 @@ def _claim(out: Path, plan: Study, lists: Mapping[int, Manifest]) -> None:
     now = {"study": to_plain(plan), "lists": {str(number): _digest(one) for number, one in lists.items()}}
     # A plan of which nothing was begun may become another.
     if path.is_file() and set(out.iterdir()) - {path}:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_object(path)
         if changed := differing_fields(_essential(before["study"]), _essential(now["study"])):
             named = ", ".join(f"{name} was {one!r} and is {other!r}" for name, (one, other) in changed.items())
             raise ValueError(f"{out} holds another study ({named}); go on with the same one, or name another --out")
@@ -416,7 +414,7 @@ def _spent(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _differs(run: Path, alone: Path) -> list[str]:
     """Fields of the recipe in which an arm is not the student alone, apart from what makes it an arm."""
-    one, other = (json.loads((folder / "recipe.json").read_text(encoding="utf-8")) for folder in (run, alone))
+    one, other = (read_recipe(folder) for folder in (run, alone))
     left_out = ("teachers", "objective", "preflight")
     return [name for name in differing_fields(other, one) if name.partition(".")[0] not in left_out]
 

@@ -1,7 +1,6 @@
 """Runs a recipe: the loop, in the open, from clips to a trained student."""
 
 import json
-import shlex
 import signal
 import time
 import warnings
@@ -21,14 +20,15 @@ from videokd.assembly import Assembly, assemble
 from videokd.averaging import WeightAverage
 from videokd.checkpoint import State
 from videokd.clips.dataset import ClipDataset, FrameMemory
-from videokd.config import from_plain, to_plain
+from videokd.config import code_of, from_plain, to_plain
 from videokd.contracts import Batch
 from videokd.disk import held, write_text
-from videokd.distill import Step
+from videokd.distill import Step, Term
 from videokd.environment import environment
 from videokd.evaluate import predict
 from videokd.gradients import backward
 from videokd.interruption import Interruption
+from videokd.json_files import read_json, read_object
 from videokd.label import audit
 from videokd.machine import seed_step, terminal
 from videokd.metrics import scores
@@ -49,7 +49,7 @@ from videokd.processes import (
 )
 from videokd.progress import Display, bar
 from videokd.recipe import Recipe
-from videokd.run_folder import RunFolder, read_metrics
+from videokd.run_folder import RunFolder, read_metrics, resume_command
 from videokd.stopping import Finite, NotFiniteError, Stop, Validations
 from videokd.tally import Tally
 from videokd.teachers import Mixture, Teacher, all_targets
@@ -107,11 +107,10 @@ def train(
         path = Path(folder)
         resume = resume or (or_resume and (path / "recipe.json").is_file())
         written = recipes.dump(recipes.anchored(recipe))
-        run = RunFolder(path, recipe=written, resume=resume, finished=or_resume)
+        run = RunFolder(path, recipe=written, trust=code_of(recipe), resume=resume, finished=or_resume)
         if or_resume and run.is_finished:
             console.print(f"{path} is finished")
-            finished: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-            return finished
+            return read_object(path / "summary.json")
         wait_for_all()  # all have looked at the folder before the first of them writes
         with ExitStack() as until_the_end:
             return _train(
@@ -137,7 +136,7 @@ def _train(
 ) -> dict[str, Any]:
     started = time.monotonic()
     begun = resume and run.fitted_path.is_file()
-    terms = from_plain(json.loads(run.fitted_path.read_text(encoding="utf-8"))) if begun else None
+    terms = _fitted_terms(run.fitted_path, recipe) if begun else None
     made = assemble(recipe, terms=terms, teachers=teachers, memory=memory, console=console)
     recipe, device, student, model = made.recipe, made.device, made.student, made.student.model
     for name, fields in made.taken.items() if not begun else ():
@@ -281,7 +280,7 @@ def _train(
             if said or keep:
                 save()
             if said and not last:
-                raise Interrupted(step, _go_on(run.path), number=stop.number)
+                raise Interrupted(step, _go_on(run.path, recipe), number=stop.number)
             if last:
                 break
 
@@ -326,10 +325,28 @@ def _or_save(source: Iterator[Batch], save: Callable[[], None]) -> Iterator[Batc
         raise
 
 
-def _go_on(run: Path) -> str:
+def _fitted_terms(path: Path, recipe: Recipe) -> dict[str, Term]:
+    """The terms that a run was begun with, out of its fitted.json.
+
+    Raises:
+        ValueError: if they are not terms of the recipe.
+    """
+    try:
+        found = from_plain(read_json(path), trust=code_of(recipe))
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    if not isinstance(found, dict) or found.keys() != recipe.objective.keys():
+        raise ValueError(f"{path} has to hold the terms {', '.join(recipe.objective)} of the recipe")
+    for name, term in found.items():
+        if not isinstance(term, Term) or type(term.loss) is not type(recipe.objective[name].loss):
+            raise ValueError(f"{name!r} of {path} is not the recipe's term of that name")
+    return found
+
+
+def _go_on(run: Path, recipe: Recipe) -> str:
     if is_distributed():
         return "the same command, with --or-resume"
-    return f"videokd train --resume {shlex.quote(str(run))}"
+    return resume_command(run, code_of(recipe))
 
 
 def _seen(path: Path) -> bool:

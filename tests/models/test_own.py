@@ -231,7 +231,7 @@ def test_a_saved_network_of_others_runs_no_code_that_is_not_trusted(target: str,
     assert load_model(tmp_path / "folded", trust=["users_nets"]).classes == CLASSES
     model.config = Motion(of=Own(target=target, arguments={"command": f"touch {tmp_path / 'ran'}"}, input=SMALL))
     save_model(model, tmp_path / "evil")
-    with pytest.raises(ValueError, match=f"holds a network that {target} makes.*name {target.split(':')[0]} in trust"):
+    with pytest.raises(ValueError, match=f"Own uses .* is not part of videokd.*--trust {target.split(':')[0]} "):
         load_model(tmp_path / "evil", trust=["users", "users_nets.deeper"])
     assert not (tmp_path / "ran").exists()
 

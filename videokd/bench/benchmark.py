@@ -1,6 +1,5 @@
 """Times all that a benchmark is asked for, and says what bounds it."""
 
-import json
 import math
 import os
 import tempfile
@@ -27,6 +26,7 @@ from videokd.clips.loader import batches
 from videokd.clips.manifest import Manifest
 from videokd.contracts import Clip, Dense, InputSpec, Timed, View
 from videokd.environment import environment
+from videokd.json_files import read_object
 from videokd.machine import Machine
 from videokd.models import Model
 from videokd.models.cost import cost
@@ -215,7 +215,7 @@ class _Looking:
     def of_file(party: Party, manifest: Manifest | None, known: Sequence["_Looking"]) -> "_Looking":
         """An exported one, beside networks that are `known`."""
         assert party.exported is not None
-        run, shape = variants.of_file(party.exported)
+        run, shape = variants.of_file(party.exported, trust=party.trust)
         same = (one for one in known if isinstance(one.spec, InputSpec) and _shape(one.spec) == shape[1:])
         like = next(same, None)
         spec = InputSpec(frames=shape[1], size=shape[-1]) if like is None else like.spec
@@ -443,9 +443,16 @@ def _accuracy(folder: Path | None) -> tuple[float | None, int | None]:
     path = None if folder is None else folder / "evaluation.json"
     if path is None or not path.is_file():
         return None, None
-    said: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    views = said.get("views")
-    return said.get("top1"), None if views is None else views["temporal"] * views["spatial"]
+    scores = read_object(path)
+    top1, views = scores.get("top1"), scores.get("views")
+    if not isinstance(top1, float | int | None) or not isinstance(views, Mapping | None):
+        raise ValueError(f"{path} has no top1 or views that `videokd evaluate` writes: {top1!r}, {views!r}")
+    if views is None:
+        return top1, None
+    temporal, spatial = views.get("temporal"), views.get("spatial")
+    if not isinstance(temporal, int) or not isinstance(spatial, int):
+        raise ValueError(f"{path} has views in time and space that are no numbers: {temporal!r}, {spatial!r}")
+    return top1, temporal * spatial
 
 
 @torch.no_grad()

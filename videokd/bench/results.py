@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from videokd.disk import write_text
+from videokd.json_files import read_json
 
 SCHEMA = "videokd.bench/2"
 """Of the JSON; the number goes up when its fields change their meaning."""
@@ -156,10 +157,7 @@ def read_results(path: str | Path) -> Results:
         ValueError: if it is no such file, or one of another version.
         OSError: if it is not there.
     """
-    try:
-        plain = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    plain = read_json(Path(path))
     schema = plain.pop("schema", None) if isinstance(plain, dict) else None
     if schema != SCHEMA:
         said = "is no result of videokd bench" if schema is None else f"has the schema {schema!r}"

@@ -15,6 +15,7 @@ from videokd.averaging import WeightAverage
 from videokd.bench.contenders import Contender
 from videokd.bench.subjects import without_published_weights
 from videokd.clips.manifest import Manifest, write_manifest
+from videokd.config import code_of
 from videokd.contracts import Batch
 from videokd.distill import Step, Term
 from videokd.gradients import backward
@@ -107,7 +108,7 @@ def _with_teachers(recipe: Recipe, folder: Path) -> Recipe:
             there = folder / "teachers" / name
             if not there.is_dir():
                 save_model(builders[name](), there)
-            sources[name] = TrainedTeacher(checkpoint=str(there))
+            sources[name] = TrainedTeacher(checkpoint=str(there), trust=(*sorted(code_of(source)),))
         else:
             sources[name] = source
     return replace(recipe, teachers=sources)

@@ -28,6 +28,8 @@ class Party:
     build: Callable[[], Model[Any]] | None = None
     """Makes it, in eval mode, on the CPU; None for an exported file."""
     exported: Path | None = None
+    trust: tuple[str, ...] = ()
+    """Files that may run code, such as the exported one."""
     folder: Path | None = None
     """Of its run, with what it scored."""
 
@@ -48,7 +50,7 @@ def subject(names: Sequence[str], *, classes: Sequence[str] | None = None, trust
         names: of architectures (`videokd models` lists them; torchvision/NAME, hf/SOURCE), files (.onnx, .pt2), folders
             of runs and saved models, or one recipe. A recipe, or a run beside its recipe, brings its teachers.
         classes: that networks of published architectures tell apart; None for 400.
-        trust: packages and modules of your own whose code may run.
+        trust: modules, packages and files of your own whose code may run.
 
     Raises:
         ValueError: for a name that stands for nothing.
@@ -80,16 +82,16 @@ def _parties(name: str, classes: tuple[str, ...], trust: Collection[str]) -> tup
     if path.suffix in EXPORTED:
         if not path.is_file():
             raise ValueError(f"no file {name}")
-        return [Party(name=path.name, exported=path)], None
+        return [Party(name=path.name, exported=path, trust=tuple(trust))], None
     if path.suffix == ".py":
-        recipe = recipes.load(name)
+        recipe = recipes.load(name, trust=trust)
         return _of_recipe(recipe, parties(recipe)), recipe
     if path.is_dir():
         if (path / "config.json").is_file() and not (path / "model.json").is_file():
             raise ValueError(f"{name} looks like a model of Hugging Face transformers: call it hf/{name}")
         if not (path / "recipe.json").is_file():
             return [Party(name=path.name, build=partial(load_model, path, trust=trust), folder=path)], None
-        recipe = recipes.load(path / "recipe.json")
+        recipe = recipes.load(path / "recipe.json", trust=trust)
         builders: dict[str, Callable[[], Model[Any]]] = parties(recipe)
         builders["student"] = partial(load_model, path, trust=trust)
         found = _of_recipe(recipe, builders)

@@ -1,7 +1,7 @@
 """Ways to run the same network: precisions, layouts, compilers, other runtimes."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from itertools import cycle
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from videokd.acceleration import compile_in_place, to_channels_last
+from videokd.bench.exported import check_external_data, load_program
 from videokd.bench.results import Difference
 from videokd.config import nearest
 from videokd.contracts import Clip, Sound, View
@@ -98,18 +99,23 @@ def runner(model: Model[Any], variant: Variant, views: Sequence[View]) -> Runner
     return run
 
 
-def of_file(path: Path) -> tuple[Runner, tuple[int, ...]]:
+def of_file(path: Path, *, trust: Collection[str] = ()) -> tuple[Runner, tuple[int, ...]]:
     """An exported network: what runs it, and the shape of the frames that it takes, (B, T, 3, S, S), with B 0 where any
     number of clips will do; it runs on the CPU.
 
+    Args:
+        path: of the file; nothing that comes with it is run, see `exported`.
+        trust: .pt2 files that may run code.
+
     Raises:
-        ValueError: if it is not what `.onnx` and `.pt2` files of videokd's students are: frames, and perhaps times, in;
-            logits out.
+        ValueError: if it is not plain data, or not what `.onnx` and `.pt2` files of videokd's students are: frames, and
+            perhaps times, in; logits out.
     """
     if path.suffix == ".onnx":
+        check_external_data(path)
         session = _session(path)
         return _of_session(session), _frames_shape(path, [one.shape for one in session.get_inputs()])
-    program = torch.export.load(path)
+    program = load_program(path, trust=trust)
     inputs = [
         node.meta["val"]
         for node in program.graph.nodes

@@ -24,7 +24,7 @@ from videokd.bench.results import read_results, write_results
 from videokd.bench.stages import chosen
 from videokd.bench.subjects import subject
 from videokd.bench.variants import Variant
-from videokd.cli.options import CONSOLE, HowToRead, ListOptions
+from videokd.cli.options import CONSOLE, HowToRead, ListOptions, TrustOption
 from videokd.clips.manifest import Manifest, is_url
 from videokd.machine import Machine
 from videokd.recipe import Recipe
@@ -52,7 +52,7 @@ def bench(
     threads: int | None = None,
     device: str = "auto",
     patience: Annotated[Patience, tyro.conf.arg(name="")] = Patience(),  # noqa: B008  # frozen
-    trust: tuple[str, ...] = (),
+    trust: TrustOption = (),
 ) -> None:
     """Times networks and all that is around them, and leaves bench.json, a page and plots.
 
@@ -81,7 +81,8 @@ def bench(
             which other work on the machine lengthens less than those that pass by.
         device: "auto", "cpu", "cuda", "cuda:1"...
         patience: How long to measure.
-        trust: Packages and modules of your own that a network is made by.
+        trust: Module, package or recipe file of your own whose code a run may name, or .pt2 file; give it once for
+            each.
     """
     out.mkdir(parents=True, exist_ok=True)  # before the work: it may not be writable
     if threads is not None:

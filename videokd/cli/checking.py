@@ -9,14 +9,14 @@ import tyro
 
 from videokd import recipe as recipes
 from videokd.assembly import assemble
-from videokd.cli.options import CONSOLE, wants_usage
+from videokd.cli.options import CONSOLE, take_trust, wants_usage
 from videokd.preflight import Connection, Report, TermScore
 from videokd.preflight import preflight as run_preflight
 from videokd.recipe import Recipe
 from videokd.report.tables import terminal_table
 
 _USAGE = (
-    "usage: videokd preflight RECIPE [--batches N] [--out DIR] [--FIELD VALUE ...]; "
+    "usage: videokd preflight RECIPE [--batches N] [--out DIR] [--trust NAME] [--FIELD VALUE ...]; "
     "videokd preflight RECIPE --help lists the recipe's fields"
 )
 _TEACHER_BATCHES = 4
@@ -40,11 +40,12 @@ def preflight(arguments: Sequence[str]) -> None:
     """
     if wants_usage(arguments, _USAGE):
         return
+    trust, rest = take_trust(arguments[1:])
     path = Path(arguments[0])
     command = tyro.cli(
         _Command,
-        default=_Command(out=Path("runs") / path.stem, recipe=recipes.load(path)),
-        args=list(arguments[1:]),
+        default=_Command(out=Path("runs") / path.stem, recipe=recipes.load(path, trust=trust)),
+        args=rest,
         prog=f"videokd preflight {path}",
         description="Checks a recipe on its first batches. Every field of the recipe can be overridden.",
         config=(tyro.conf.AvoidSubcommands,),

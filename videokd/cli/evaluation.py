@@ -1,6 +1,5 @@
 """`videokd evaluate`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,12 +7,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.progress import Progress
 
-from videokd.cli.options import CONSOLE, HowToRead, ListOptions
+from videokd.cli.options import CONSOLE, HowToRead, ListOptions, TrustOption
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest
 from videokd.clips.views import ViewGrid
 from videokd.evaluate import FRAME_ORDERS, Average, Evaluation, FrameOrder
 from videokd.evaluate import evaluate as evaluate_model
+from videokd.json_files import as_object, read_object
 from videokd.leaks import trained_on
 from videokd.machine import Machine
 from videokd.models import is_named, named_model
@@ -21,6 +21,7 @@ from videokd.predictions import PREDICTIONS, Predictions, read_predictions
 from videokd.protocols import protocol as protocol_called
 from videokd.report.comparison import EVALUATION, write_evaluation
 from videokd.report.tables import terminal_table
+from videokd.run_folder import read_recipe
 
 MANY_CLASSES = 30
 
@@ -42,7 +43,7 @@ def evaluate(
     workers: int = 0,
     on_bad_video: Literal["error", "skip"] = "error",
     time_limit: float = 60.0,
-    trust: tuple[str, ...] = (),
+    trust: TrustOption = (),
     machine: Machine = Machine(),  # noqa: B008  # frozen
 ) -> None:
     """Scores a model on a list of videos and leaves evaluation.json and predictions.parquet in its folder.
@@ -66,7 +67,7 @@ def evaluate(
         workers: Processes that decode.
         on_bad_video: Stop at a missing or broken video, or leave it out, named and counted.
         time_limit: Seconds that a worker may spend on a video.
-        trust: Packages and modules of your own that the network is made by.
+        trust: Module, package or recipe file of your own whose code a run may name; give it once for each.
         machine: Device and precision.
     """
     named, folder = is_named(model), Path(model)
@@ -219,7 +220,7 @@ def _list_of(folder: Path, videos: str | None, how: ListOptions) -> tuple[Manife
         return how.read(videos), how.fold
     if not (folder / "recipe.json").is_file():
         raise ValueError(f"{folder} has no recipe.json to take the list from: name one after it")
-    return own_list(folder), plain_recipe(folder)["data"].get("fold", 1)
+    return own_list(folder), read_recipe(folder)["data"].get("fold") or 1
 
 
 def _refuse_to_replace(folder: Path, manifest: Manifest, setting: Mapping[str, Any]) -> None:
@@ -227,8 +228,8 @@ def _refuse_to_replace(folder: Path, manifest: Manifest, setting: Mapping[str, A
     path = folder / EVALUATION
     if not path.is_file():
         return
-    old = json.loads(path.read_text(encoding="utf-8"))
-    views = old.get("views", {})
+    old = read_object(path)
+    views = as_object(old.get("views", {}), source=f"'views' of {path}")
     before = {
         "list": old.get("list"),
         "split": old.get("split"),
@@ -248,12 +249,12 @@ def _teacher_of(folder: Path, teacher: Path | None, scored: Manifest) -> Predict
         return read_predictions(teacher)
     if not (folder / "recipe.json").is_file():
         return None
-    sources = [one.get("checkpoint") for one in plain_recipe(folder).get("teachers", {}).values()]
+    sources = [one.get("checkpoint") for one in read_recipe(folder).get("teachers", {}).values()]
     if len(sources) != 1 or sources[0] is None or not (Path(sources[0]) / PREDICTIONS).is_file():
         return None
     said = read_predictions(sources[0])
-    classes = json.loads((folder / "model.json").read_text(encoding="utf-8"))["classes"]
-    if set(said.classes) != set(classes):
+    classes = read_object(folder / "model.json").get("classes")
+    if not isinstance(classes, list) or sorted(said.classes) != sorted(map(str, classes)):
         CONSOLE.print(f"Not compared with its teacher {sources[0]}, which tells other classes apart.")
         return None
     if set(said.ids).isdisjoint(video.id for video in scored.videos):
@@ -262,18 +263,9 @@ def _teacher_of(folder: Path, teacher: Path | None, scored: Manifest) -> Predict
     return said
 
 
-def plain_recipe(run: Path) -> Any:
-    """A run's recipe as data alone: looking at somebody's run must not import their code."""
-    path = run / "recipe.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
 def own_list(run: Path) -> Manifest:
-    """The list that a run was made with."""
-    data = plain_recipe(run)["data"]
+    """Return the list that a run was made with."""
+    data = read_recipe(run)["data"]
     return read_manifest(
-        data["path"], root=data.get("root"), fold=data.get("fold", 1), class_names=data.get("class_names")
+        data["path"], root=data.get("root"), fold=data.get("fold") or 1, class_names=data.get("class_names")
     )

@@ -12,7 +12,7 @@ import tyro
 
 from videokd import recipe as recipes
 from videokd.assembly import assemble
-from videokd.cli.options import CONSOLE, wants_usage
+from videokd.cli.options import CONSOLE, take_trust, trust_arguments, wants_usage
 from videokd.label import Stopped, audit
 from videokd.label import label as label_clips
 from videokd.recipe import Recipe
@@ -20,8 +20,8 @@ from videokd.records import StoredType
 from videokd.store import StoredOutputs
 
 _USAGE = (
-    "usage: videokd label RECIPE [--views K] [--shard i/n] [--out DIR] [--FIELD VALUE ...], or, to check what is "
-    "stored, videokd label RECIPE --audit SHARE --out DIR; videokd label RECIPE --help lists all fields"
+    "usage: videokd label RECIPE [--views K] [--shard i/n] [--out DIR] [--trust NAME] [--FIELD VALUE ...], or, to "
+    "check what is stored, videokd label RECIPE --audit SHARE --out DIR; videokd label RECIPE --help lists all fields"
 )
 
 
@@ -46,10 +46,10 @@ def label(arguments: Sequence[str]) -> None:
     """`videokd label RECIPE [--views K] [--shard i/n] [--out DIR] [--audit SHARE] [--FIELD VALUE ...]`."""
     if wants_usage(arguments, _USAGE):
         return
-    source, options = arguments[0], list(arguments[1:])
+    source, (trust, options) = arguments[0], take_trust(arguments[1:])
     command = tyro.cli(
         _LabelCommand,
-        default=_LabelCommand(out=Path("stored") / Path(source).stem, recipe=recipes.load(source)),
+        default=_LabelCommand(out=Path("stored") / Path(source).stem, recipe=recipes.load(source, trust=trust)),
         args=options,
         prog=f"videokd label {source}",
         description="Runs the recipe's teachers over its training clips and stores what they say. Every field of the "
@@ -83,7 +83,7 @@ def label(arguments: Sequence[str]) -> None:
         CONSOLE.print(f"{command.out}: {len(missing)} of {shards} shards are missing: {named}")
         return
     views = StoredOutputs(command.out).views
-    train = ["videokd", "train", source, *_of_recipe(options)]
+    train = ["videokd", "train", source, *trust_arguments(trust), *_of_recipe(options)]
     CONSOLE.print(f"{command.out} is whole. Train with it:")
     CONSOLE.print(f"{shlex.join(train)} --stored {shlex.quote(str(command.out))} --data.views {views}")
 

@@ -8,13 +8,14 @@ from rich.progress import Progress
 
 from videokd import inside as insides
 from videokd.arms import TEACHER
-from videokd.cli.evaluation import own_list, plain_recipe
-from videokd.cli.options import CONSOLE
+from videokd.cli.evaluation import own_list
+from videokd.cli.options import CONSOLE, TrustOption
 from videokd.clips.manifest import Manifest
 from videokd.machine import Machine
 from videokd.report.comparison import read_evaluation
 from videokd.report.subject import Subject, subjects
 from videokd.report.tables import terminal_table
+from videokd.run_folder import read_recipe
 
 
 def inside(
@@ -22,7 +23,7 @@ def inside(
     clips: int = 256,
     batch_size: int = 16,
     workers: int = 0,
-    trust: tuple[str, ...] = (),
+    trust: TrustOption = (),
     machine: Machine = Machine(),  # noqa: B008  # frozen
 ) -> None:
     """Looks into students and their teacher: similarity of features, saliency over space and time, what can be read
@@ -33,7 +34,7 @@ def inside(
         clips: How many of the scored clips are looked at on each list.
         batch_size: Clips at once, 4 or more.
         workers: Processes that decode.
-        trust: Packages and modules of your own that networks are made by.
+        trust: Module, package or recipe file of your own whose code a run may name; give it once for each.
         machine: Device.
     """
     found = subjects(folders)
@@ -95,8 +96,8 @@ def _teacher_of(arms: dict[str, Sequence[Path]]) -> Path:
         str(source["checkpoint"])
         for runs in arms.values()
         for run in runs
-        for source in plain_recipe(run).get("teachers", {}).values()
-        if "checkpoint" in source
+        for source in read_recipe(run).get("teachers", {}).values()
+        if source.get("checkpoint") is not None
     }
     if len(named) != 1:
         raise ValueError(f"features are compared with one trained teacher's, and the runs have {len(named)}")
@@ -107,5 +108,5 @@ def _videos(run: Path) -> tuple[Manifest, Manifest | None]:
     """What a run is scored on, and other videos that it was not trained on either."""
     whole = own_list(run)
     split = read_evaluation(run)["split"]
-    validation = plain_recipe(run)["data"].get("val_split")
+    validation = read_recipe(run)["data"].get("val_split")
     return whole.split(split), None if validation is None else whole.split(validation)

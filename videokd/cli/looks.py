@@ -10,7 +10,7 @@ from rich.progress import track
 
 from videokd import recipe as recipes
 from videokd.assembly import parties
-from videokd.cli.options import CONSOLE, wants_usage
+from videokd.cli.options import CONSOLE, take_trust, wants_usage
 from videokd.clips.backends import Backend, require
 from videokd.distill import check_taps
 from videokd.environment import EXTRAS, PACKAGES, environment
@@ -23,20 +23,20 @@ from videokd.report.tables import terminal_table
 from videokd.report.taps import MODULE_COLUMNS, TAP_COLUMNS, describe_input, module_rows, tap_rows
 
 _TAPS_USAGE = (
-    "usage: videokd taps RECIPE [--modules] [--FIELD VALUE ...]; --modules lists every module of a network of your "
-    "own, to choose taps from"
+    "usage: videokd taps RECIPE [--modules] [--trust NAME] [--FIELD VALUE ...]; --modules lists every module of a "
+    "network of your own, to choose taps from"
 )
 
 
 def taps(arguments: Sequence[str]) -> None:
     """`videokd taps RECIPE [--modules] [--FIELD VALUE ...]`: what a recipe's models hand out, found by a dry run."""
     modules = "--modules" in arguments
-    rest = [argument for argument in arguments if argument != "--modules"]
+    trust, rest = take_trust([argument for argument in arguments if argument != "--modules"])
     if wants_usage(rest, _TAPS_USAGE):
         return
     recipe = tyro.cli(
         tyro.conf.AvoidSubcommands[Recipe],
-        default=recipes.load(rest[0]),
+        default=recipes.load(rest[0], trust=trust),
         args=rest[1:],
         prog=f"videokd taps {rest[0]}",
         description="What the recipe's student and teachers hand out.",

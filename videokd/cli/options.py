@@ -32,6 +32,9 @@ class ListOptions:
         )
 
 
+TrustOption = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""`--trust NAME`, which may be given several times: modules, packages, and paths of recipe or .pt2 files."""
+
 HowToRead = Annotated[ListOptions, tyro.conf.arg(name="")]
 
 
@@ -53,6 +56,32 @@ def spelled_out(arguments: Sequence[str], recipes: Sequence[str] = ("",)) -> lis
 
 
 _ON_BAD_VIDEO = ("--on-bad-video", "--on_bad_video")
+
+
+def take_trust(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the values of all `--trust NAME`, and the other arguments: recipes are read before their fields are.
+
+    Raises:
+        ValueError: for a `--trust` without its name.
+    """
+    trust: list[str] = []
+    others: list[str] = []
+    coming = iter(arguments)
+    for argument in coming:
+        option, equals, value = argument.partition("=")
+        if option != "--trust":
+            others.append(argument)
+            continue
+        name = value if equals else next(coming, "")
+        if not name or name.startswith("--"):
+            raise ValueError("--trust takes a module, a package or the path of a recipe file")
+        trust.append(name)
+    return tuple(trust), others
+
+
+def trust_arguments(trust: Sequence[str]) -> list[str]:
+    """Return the arguments that `take_trust` makes `trust` of."""
+    return [word for name in trust for word in ("--trust", name)]
 
 
 def wants_usage(arguments: Sequence[str], usage: str) -> bool:

@@ -14,7 +14,7 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from videokd.cli.options import CONSOLE, HowToRead, ListOptions
+from videokd.cli.options import CONSOLE, HowToRead, ListOptions, TrustOption
 from videokd.clips.manifest import Manifest
 from videokd.clips.reading import VideoError, VideoIndex
 from videokd.clips.views import ViewGrid
@@ -65,7 +65,7 @@ def predict(
     workers: int = 0,
     on_bad_video: Literal["error", "skip"] = "skip",
     time_limit: float = 60.0,
-    trust: tuple[str, ...] = (),
+    trust: TrustOption = (),
     machine: Machine = Machine(),  # noqa: B008  # frozen
 ) -> None:
     """Says what a trained model sees in videos: the likeliest classes of each, or, with --timeline, what happens when.
@@ -92,7 +92,7 @@ def predict(
         workers: Processes that decode; a timeline is decoded by one.
         on_bad_video: Stop at a video that can't be read, or leave it out, named and counted.
         time_limit: Seconds that a worker may spend on a video.
-        trust: Packages and modules of your own that the network is made by.
+        trust: Module, package or recipe file of your own whose code a run may name; give it once for each.
         machine: Device and precision.
     """
     if top_k < 1 or batch_size < 1:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from rich.markup import escape
 
-from videokd.cli.options import CONSOLE
+from videokd.cli.options import CONSOLE, TrustOption
 from videokd.machine import Machine
 from videokd.progress import bar
 from videokd.report.page import write_report
@@ -19,7 +19,7 @@ def report(
     out: Path | None = None,
     clips: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: read them)")] = True,
     videos: int = 3,
-    trust: tuple[str, ...] = (),
+    trust: TrustOption = (),
     machine: Machine = Machine(),  # noqa: B008  # frozen
 ) -> None:
     """Writes a report on studies and runs: one HTML page that needs no network, and beside it the same as Markdown and
@@ -30,7 +30,7 @@ def report(
         out: The page, NAME.html; report.html in the first folder if not given.
         clips: Show videos that were won and lost; with --no-clips no video is read and no net is run.
         videos: How many of either.
-        trust: Packages and modules of your own that the nets are made by.
+        trust: Module, package or recipe file of your own whose code a run may name; give it once for each.
         machine: Where the nets look at those videos.
     """
     if videos < 1:

@@ -9,7 +9,7 @@ import tyro
 
 from videokd import quickstart as quickstarts
 from videokd import recipe as recipes
-from videokd.cli.options import CONSOLE, wants_usage
+from videokd.cli.options import CONSOLE, TrustOption, take_trust, wants_usage
 from videokd.machine import Machine
 from videokd.processes import is_first
 from videokd.protocols import mean_over_folds
@@ -54,13 +54,14 @@ class _TrainCommand:
 
 
 _TRAIN_USAGE = (
-    "usage: videokd train RECIPE [--out DIR] [--FIELD VALUE ...], or videokd train --resume RUN; "
+    "usage: videokd train RECIPE [--out DIR] [--trust NAME] [--FIELD VALUE ...], or videokd train --resume RUN; "
     "videokd train RECIPE --help lists the recipe's fields"
 )
 
 
 def train(arguments: Sequence[str]) -> None:
     """`videokd train RECIPE [--out DIR] [--FIELD VALUE ...]`, or `videokd train --resume RUN [--FIELD VALUE ...]`."""
+    trust, arguments = take_trust(arguments)
     resume = arguments[:1] == ["--resume"]
     source, fields = (arguments[1:2], arguments[2:]) if resume else (arguments[:1], arguments[1:])
     if wants_usage(source, _TRAIN_USAGE):
@@ -73,7 +74,7 @@ def train(arguments: Sequence[str]) -> None:
         default=_TrainCommand(
             out=path if resume else Path("runs") / path.stem,
             or_resume=False,
-            recipe=recipes.load(path / "recipe.json" if resume else path),
+            recipe=recipes.load(path / "recipe.json" if resume else path, trust=trust),
         ),
         args=list(fields),
         prog=f"videokd train {'--resume ' if resume else ''}{path}",
@@ -95,17 +96,19 @@ def train(arguments: Sequence[str]) -> None:
     )
 
 
-def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+def compare(runs: tyro.conf.Positional[tuple[Path, ...]], trust: TrustOption = ()) -> None:
     """Prints runs beside each other: test scores, what distillation gained, and what differs in recipe, environment,
     losses, validation and speed.
 
     Args:
         runs: Folders of runs, finished or not. `videokd evaluate` adds test scores.
+        trust: Module, package or recipe file of your own that recipes name. Without it their own classes are compared
+            as they are written: nothing is imported to compare runs.
     """
     if not runs:
         raise ValueError("name at least one run folder")
     records = [read_run(run) for run in runs]
-    _print_scores([run for run in runs if (run / EVALUATION).is_file()])
+    _print_scores([run for run in runs if (run / EVALUATION).is_file()], trust)
     unscored = [str(one.path) for one in records if one.finished and not (one.path / EVALUATION).is_file()]
     if unscored:
         CONSOLE.print(f"No test scores (videokd evaluate RUN makes them): {', '.join(unscored)}")
@@ -126,7 +129,7 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
             CONSOLE.print(f"No difference in {section}.")
 
 
-def _print_scores(runs: Sequence[Path]) -> None:
+def _print_scores(runs: Sequence[Path], trust: Sequence[str]) -> None:
     """Scores on the test clips, and what distillation gained, of runs that are evaluated."""
     found = {str(run): read_evaluation(run) for run in runs}
     if mean := mean_over_folds(list(found.values())):
@@ -155,7 +158,7 @@ def _print_scores(runs: Sequence[Path]) -> None:
         if any(debt.values()):
             CONSOLE.print(f"{name}: not {' and not '.join(f'{how}: {n} videos' for how, n in debt.items() if n)}")
     try:
-        for teacher, alone, distilled in trios(runs):
+        for teacher, alone, distilled in trios(runs, trust=trust):
             report = arms(teacher, alone, distilled)
             CONSOLE.print(terminal_table(COLUMNS, arm_rows(report), title=f"{len(alone)} paired seeds"))
             for line in gain_lines(report):

@@ -10,14 +10,14 @@ import tyro
 
 from videokd import arms
 from videokd.arms import Study
-from videokd.cli.options import CONSOLE, spelled_out, wants_usage
+from videokd.cli.options import CONSOLE, spelled_out, take_trust, wants_usage
 from videokd.report.paired import STUDY_COLUMNS, besides, not_compared, study_rows
 from videokd.report.tables import terminal_table
 from videokd.study import study as run_study
 
 _USAGE = (
-    "usage: videokd study STUDY [--out DIR] [--seeds N] [--arms ARM ...] [--list LIST ...] [--FIELD VALUE ...]; "
-    "videokd study STUDY --help lists all fields"
+    "usage: videokd study STUDY [--out DIR] [--seeds N] [--arms ARM ...] [--list LIST ...] [--trust NAME] "
+    "[--FIELD VALUE ...]; videokd study STUDY --help lists all fields"
 )
 
 
@@ -32,12 +32,13 @@ def study(arguments: Sequence[str]) -> None:
     """`videokd study STUDY [--out DIR] [--FIELD VALUE ...]`."""
     if wants_usage(arguments, _USAGE):
         return
-    path, given = Path(arguments[0]), arms.load(arguments[0])
+    trust, rest = take_trust(arguments[1:])
+    path, given = Path(arguments[0]), arms.load(arguments[0], trust=trust)
     prefixes = [f"others.{name}." if name in given.others else f"{name}." for name in given.recipes]
     command = tyro.cli(
         _StudyCommand,
         default=_StudyCommand(out=Path("runs") / "studies" / path.stem, study=given),
-        args=spelled_out(arguments[1:], prefixes),
+        args=spelled_out(rest, prefixes),
         prog=f"videokd study {path}",
         description="Trains and scores a student alone, distilled and under controls, over paired seeds, and says "
         "whether distillation helped. Every field of the study and its recipes can be overridden.",

@@ -24,6 +24,7 @@ from videokd.inside.objects import on_object
 from videokd.inside.probes import FACTORS, Probed, probe
 from videokd.inside.rounds import TEACHER, Round, summary
 from videokd.inside.saliency import Method, agreement, cam_tap, explain, on_clip
+from videokd.json_files import read_object
 from videokd.machine import Machine
 from videokd.models import Model, VideoModel, load_model
 
@@ -161,10 +162,7 @@ def write(folder: str | Path, found: Mapping[str, Any]) -> Path:
 def read(folder: str | Path) -> dict[str, Any] | None:
     """What `look` found; None where it never looked."""
     path = Path(folder) / INSIDE
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_object(path) if path.is_file() else None
 
 
 @dataclass(frozen=True)

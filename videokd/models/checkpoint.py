@@ -9,11 +9,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from videokd.config import from_plain, is_within, to_plain
+from videokd.config import from_plain, to_plain
 from videokd.disk import write_bytes, write_text
+from videokd.json_files import read_object
 from videokd.models.huggingface_images import ClassNames
 from videokd.models.model import Model, ModelConfig
-from videokd.models.own import Own, is_torchvisions
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
@@ -38,7 +38,7 @@ def load_model(folder: str | Path, *, trust: Collection[str] = ()) -> Model[Any]
 
     Args:
         folder: where it is.
-        trust: packages and modules of your own whose code may run, for networks that your own functions make.
+        trust: modules, packages and recipe files whose code may run, for networks that your own code makes.
 
     Raises:
         ValueError: if the folder holds no finished model, or weights that do not belong to its description; or if its
@@ -47,18 +47,30 @@ def load_model(folder: str | Path, *, trust: Collection[str] = ()) -> Model[Any]
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no trained model ({DESCRIPTION} and {WEIGHTS}); train it, or finish its run")
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    description = read_object(folder / DESCRIPTION)
     if description.get("format") != _FORMAT:
         raise ValueError(f"{folder / DESCRIPTION} has format {description.get('format')}, this version reads {_FORMAT}")
-    # Somebody else's checkpoint must not run code of its own.
-    config = from_plain(description.get("model"), trust=trust)
-    if not isinstance(config, ModelConfig) or not isinstance(description.get("classes"), list):
+    try:
+        config = from_plain(description.get("model"), trust=trust)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
+    classes = description.get("classes")
+    if (
+        not isinstance(config, ModelConfig)
+        or not isinstance(classes, list)
+        or not all(isinstance(one, str) for one in classes)
+    ):
         raise ValueError(f"{folder / DESCRIPTION} does not describe a model and its classes")
     for part in _parts(config):
-        _check_trust(part, trust, folder=folder)
         if (isinstance(part, ClassNames) and part.width is None) or getattr(part, "architecture", "") is None:
             raise ValueError(f"{folder / DESCRIPTION} lacks what its {type(part).__name__} is made of")
-    model = config.build(description["classes"], pretrained=False)
+    try:
+        model = config.build(classes, pretrained=False)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # sizes that nobody checked
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{folder / DESCRIPTION}: {type(config).__name__} can't be built: {said}") from error
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
@@ -72,17 +84,6 @@ def _parts(config: object) -> Iterator[ModelConfig]:
         yield config
         for one in fields(config):
             yield from _parts(getattr(config, one.name))
-
-
-def _check_trust(config: ModelConfig, trust: Collection[str], *, folder: Path) -> None:
-    if not isinstance(config, Own) or is_torchvisions(config.target):
-        return
-    module = config.target.partition(":")[0]
-    if not is_within(module, trust):
-        raise ValueError(
-            f"{folder} holds a network that {config.target} makes, and loading it would run that code: name {module} "
-            "in trust (--trust on the command line) if it is yours"
-        )
 
 
 def check_classes(model_classes: Sequence[str], data_classes: Sequence[str], *, model: str, data: str) -> None:

@@ -50,6 +50,11 @@ class Own(ModelConfig):
     as many."""
 
     @property
+    def named_code(self) -> tuple[str, ...]:
+        """The module of `target`; none for torchvision's own models."""
+        return () if is_torchvisions(self.target) else (self.target.partition(":")[0],)
+
+    @property
     def is_published(self) -> bool:
         """It comes as it is."""
         return True

@@ -1,22 +1,24 @@
 """Trained runs beside each other: who is better, by how much, and how sure that is."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from videokd import recipe as recipes
+from videokd.config import from_plain, to_plain
 from videokd.disk import write_text
 from videokd.evaluate import MIN_GAP, Evaluation, gap_recovered, interval, standard_error
 from videokd.fidelity import against_teacher
-from videokd.models import SimKD
+from videokd.json_files import read_object
 from videokd.predictions import Predictions, read_predictions, write_predictions
-from videokd.recipe import Recipe, TrainedTeacher
+from videokd.run_folder import read_recipe
 
 EVALUATION = "evaluation.json"
 
+_OF_ONE_RUN = ("seed", "track", "audit", "preflight", "checkpoint_every")
+"""Fields of a recipe in which runs of one arm may differ."""
 _WORTH_HAVING = 0.01
 """A gain (a share of clips) that an interval must leave out to say that there is none."""
 
@@ -40,8 +42,7 @@ def read_evaluation(run: str | Path) -> dict[str, Any]:
     path = Path(run) / EVALUATION
     if not path.is_file():
         raise ValueError(f"{run} has no {EVALUATION}; make it with: videokd evaluate {run}")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_object(path)
 
 
 def score_of(evaluation: Mapping[str, Any]) -> float | None:
@@ -127,29 +128,35 @@ def points(found: Mapping[str, Any]) -> str:
     return f"{said}, 95 % interval {100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
 
 
-def trios(runs: Sequence[str | Path]) -> list[tuple[Path, list[Path], list[Path]]]:
+def trios(runs: Sequence[str | Path], *, trust: Collection[str] = ()) -> list[tuple[Path, list[Path], list[Path]]]:
     """Teacher, runs alone and distilled runs among `runs`, paired by seed.
 
     A distilled run is paired with the run without a teacher that has its student, optimiser, seed and data (but for
     the number of unlabelled clips). Pairs of one student, teacher and objective make one trio.
 
+    Recipes are compared as data: nothing is imported but what is trusted.
+
+    Args:
+        runs: folders.
+        trust: modules, packages and recipe files whose code recipes may name.
+
     Raises:
-        ValueError: if two runs without a teacher would do.
+        ValueError: if two runs without a teacher would do, or a recipe.json is damaged.
     """
-    found = {Path(run): recipes.load(Path(run) / "recipe.json") for run in runs if _has_recipe(run)}
+    found = {Path(run): _plain_recipe(run, trust) for run in runs if _has_recipe(run)}
     groups: dict[str, tuple[Path, list[Path], list[Path]]] = {}
     for run, recipe in found.items():
-        if len(recipe.teachers) != 1:
+        if len(recipe["teachers"]) != 1:
             continue
-        (teacher,) = recipe.teachers.values()
-        if not isinstance(teacher, TrainedTeacher):
+        (teacher,) = recipe["teachers"].values()
+        if "checkpoint" not in teacher:
             continue  # it was not scored: there is no gap to recover
-        alone = [other for other, base in found.items() if not base.teachers and _setting(base) == _setting(recipe)]
+        alone = [other for other, base in found.items() if not base["teachers"] and _setting(base) == _setting(recipe)]
         if len(alone) > 1:
             raise ValueError(f"{alone[0]} and {alone[1]} could both be paired with {run}: name one of them")
         for other in alone:
-            key = recipes.dump(replace(recipe, seed=0, track=(), audit=0.0, preflight=0, checkpoint_every=1))
-            trio = groups.setdefault(key, (Path(teacher.checkpoint), [], []))
+            key = json.dumps({name: part for name, part in recipe.items() if name not in _OF_ONE_RUN}, sort_keys=True)
+            trio = groups.setdefault(key, (Path(teacher["checkpoint"]), [], []))
             trio[1].append(other)
             trio[2].append(run)
     return list(groups.values())
@@ -175,7 +182,19 @@ def _has_recipe(run: str | Path) -> bool:
     return (Path(run) / "recipe.json").is_file()
 
 
-def _setting(recipe: Recipe) -> tuple[object, ...]:
+def _plain_recipe(run: str | Path, trust: Collection[str]) -> dict[str, Any]:
+    """A run's recipe as data, with the defaults of fields that came with a later version."""
+    recipe = {"teachers": {}, **read_recipe(run)}
+    try:
+        plain: dict[str, Any] = to_plain(from_plain(recipe, trust=trust))
+        return plain
+    except ValueError:  # of code that is not trusted, or an earlier version: as it is written
+        return recipe
+
+
+def _setting(recipe: Mapping[str, Any]) -> tuple[object, ...]:
     """What the two runs of a pair have in common."""
-    student = recipe.student.student if isinstance(recipe.student, SimKD) else recipe.student
-    return student, recipe.optim, recipe.seed, replace(recipe.data, unlabelled_per_batch=0)
+    student, data = recipe.get("student") or {}, recipe["data"]
+    of_simkd = student.get("student") if str(student.get("type")).endswith(":SimKD") else None
+    data = {name: value for name, value in data.items() if name != "unlabelled_per_batch"}
+    return of_simkd or student, recipe.get("optim"), recipe.get("seed"), data

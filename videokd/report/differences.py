@@ -1,13 +1,13 @@
 """What differs between runs, finished or not: fields of their recipes, where they ran, what came out."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from videokd.config import differing_fields
+from videokd.json_files import read_object
 from videokd.run_folder import read_metrics
 
 _NOISE = ("date", "command", "variables.SLURM_JOB_ID")
@@ -158,10 +158,4 @@ def _with_parts(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    return found
+    return read_object(path) if path.is_file() else {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from videokd.evaluate import gap_recovered, interval
 from videokd.fidelity import against_teacher
+from videokd.json_files import read_object
 from videokd.predictions import PREDICTIONS, Predictions, read_predictions
 from videokd.protocols import mean_over_folds
 from videokd.report.comparison import EVALUATION, check_same_test, score_of, trios, verdict
@@ -261,15 +262,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """What a file says; empty where there is none.
 
     Raises:
-        ValueError: if it is no JSON.
+        ValueError: if it is no JSON object.
     """
-    if not path.is_file():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    return found
+    return read_object(path) if path.is_file() else {}
 
 
 def _runs(study: Path, folders: Iterable[str], pairs: Sequence[Sequence[int]]) -> tuple[Run, ...]:
