@@ -122,7 +122,13 @@ _EVALUATION = _Object(
             ),
             or_null=True,
         ),
-        "against": _Scores | None,
+        "against": _Object(
+            fields={
+                name: float | None
+                for name in ("agreement", "retention", "agreement_where_teacher_wrong", "kl", "clips")
+            },
+            or_null=True,
+        ),
         "skipped_in_training": int | None,
         "list": str,
         "split": str | None,
