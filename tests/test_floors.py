@@ -57,6 +57,7 @@ FLOORS = {
     "contracts": 0,
     "config": 0.5,
     "config_types": 0,
+    "run_files": 0.5,
     "json_files": 0,
 }
 PACKAGE = Path(videokd.__file__).parent

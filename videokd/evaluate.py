@@ -18,13 +18,13 @@ from videokd.clips.order import EveryClip
 from videokd.clips.views import ViewGrid
 from videokd.contracts import Clip, View
 from videokd.fidelity import against_teacher
-from videokd.json_files import read_object
 from videokd.machine import Machine
 from videokd.metrics import average_views, calibration, fit_temperature, intervals, scores
 from videokd.models import Model, load_model
 from videokd.models.cost import cost
 from videokd.predictions import Predictions
 from videokd.processes import of_all, rank, world_size
+from videokd.run_files import read_run_file
 
 FrameOrder = Literal["filmed", "shuffled", "reversed", "frozen", "half"]
 """What is done to a clip's frames: nothing; a random order, the same for every model; the last first; the middle one
@@ -414,8 +414,8 @@ def gap_recovered(*, teacher: float, alone: Sequence[float], distilled: Sequence
 def _skipped_in_training(folder: Path) -> int | None:
     """How many videos a run did without; None where that is not known."""
     summary = folder / "summary.json"
-    skipped = read_object(summary).get("skipped") if summary.is_file() else None
-    return len(skipped) if isinstance(skipped, list) else None
+    skipped = read_run_file(summary).get("skipped") if summary.is_file() else None
+    return None if skipped is None else len(skipped)
 
 
 def _shuffled(clip_id: str, num_frames: int) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 from videokd.checkpoint import State
 from videokd.config import differing_fields, from_plain, to_plain
 from videokd.disk import write_text
-from videokd.json_files import as_object, parse_json, read_object
+from videokd.json_files import as_object, parse_json
+from videokd.run_files import read_run_file
 
 _STEP = "step"
 _OPERATION = ("audit", "preflight", "track", "checkpoint_every")
@@ -71,7 +72,7 @@ class RunFolder:
         path = self.path / "environment.json"
         earlier: list[Any] = []
         if path.is_file():
-            before = read_object(path)
+            before = read_run_file(path)
             earlier = [*before.pop("earlier", []), before]
         write_text(path, json.dumps({**now, **({"earlier": earlier} if earlier else {})}, indent=2) + "\n")
 
@@ -163,20 +164,9 @@ def read_recipe(run: str | Path) -> dict[str, Any]:
         OSError: if it can't be read.
     """
     path = Path(run) / "recipe.json"
-    recipe = read_object(path)
-    data = as_object(recipe.get("data"), source=f"'data' of {path}")
-    for name, kinds in _DATA.items():
-        if not isinstance(data.get(name), kinds):
-            raise ValueError(f"'data.{name}' of {path} can't be {data.get(name)!r}")
-    for name in ("objective", "teachers", "student", "optim", "machine"):
-        for part in as_object(recipe.get(name, {}), source=f"{name!r} of {path}").values():
-            if name in ("objective", "teachers"):
-                as_object(part, source=f"each of {name!r} of {path}")
-    for name, teacher in recipe.get("teachers", {}).items():
-        if not isinstance(teacher.get("checkpoint"), str | None):
-            raise ValueError(f"'teachers.{name}.checkpoint' of {path} can't be {teacher['checkpoint']!r}")
-    if not isinstance(recipe.get("seed", 0), int):
-        raise ValueError(f"'seed' of {path} can't be {recipe['seed']!r}")
+    recipe = read_run_file(path)
+    if not isinstance(recipe.get("data"), dict) or not isinstance(recipe["data"].get("path"), str):
+        raise ValueError(f"{path} names no list: it has no 'data.path'")
     return recipe
 
 
@@ -184,17 +174,6 @@ def resume_command(run: str | Path, trust: Iterable[str]) -> str:
     """Return the command that resumes a run whose recipe uses code of these modules and files."""
     parts = ["videokd", "train", "--resume", str(run), *(word for name in sorted(trust) for word in ("--trust", name))]
     return shlex.join(parts)
-
-
-_DATA: Mapping[str, Any] = {
-    "path": str,
-    "root": str | None,
-    "fold": int | None,
-    "class_names": str | None,
-    "train_split": str | None,
-    "val_split": str | None,
-    "unlabelled_per_batch": int | None,
-}
 
 
 def _differing(written: Path, recipe: str, trust: Collection[str]) -> dict[str, tuple[Any, Any]]:

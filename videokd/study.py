@@ -34,6 +34,7 @@ from videokd.predictions import PREDICTIONS, read_predictions
 from videokd.recipe import Recipe, TrainedTeacher
 from videokd.report.comparison import EVALUATION, read_evaluation, write_evaluation
 from videokd.report.paired import paired
+from videokd.run_files import read_run_file
 from videokd.run_folder import essential, read_recipe
 from videokd.teachers import Mixture, Teacher
 from videokd.timing import duration
@@ -130,7 +131,7 @@ def results(plan: Study, out: str | Path) -> dict[str, Any]:
                 "top1_each": top1[arm],
                 "top1_mean": fmean(top1[arm]),
                 "top1_sd": stdev(top1[arm]) if len(pairs) > 1 else None,
-                **_spent([read_object(one / "summary.json") for one in many]),
+                **_spent([read_run_file(one / "summary.json") for one in many]),
                 **{what: scored[arm][0][what] for what in ("params", "macs", "clips")},
                 "skipped": sum(len(one["skipped"]) for one in scored[arm]),
                 "differs": _differs(many[0], runs["alone"][0]),

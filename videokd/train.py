@@ -28,7 +28,7 @@ from videokd.environment import environment
 from videokd.evaluate import predict
 from videokd.gradients import backward
 from videokd.interruption import Interruption
-from videokd.json_files import read_json, read_object
+from videokd.json_files import read_json
 from videokd.label import audit
 from videokd.machine import seed_step, terminal
 from videokd.metrics import scores
@@ -49,6 +49,7 @@ from videokd.processes import (
 )
 from videokd.progress import Display, bar
 from videokd.recipe import Recipe
+from videokd.run_files import read_run_file
 from videokd.run_folder import RunFolder, read_metrics, resume_command
 from videokd.stopping import Finite, NotFiniteError, Stop, Validations
 from videokd.tally import Tally
@@ -110,7 +111,7 @@ def train(
         run = RunFolder(path, recipe=written, trust=code_of(recipe), resume=resume, finished=or_resume)
         if or_resume and run.is_finished:
             console.print(f"{path} is finished")
-            return read_object(path / "summary.json")
+            return read_run_file(path / "summary.json")
         wait_for_all()  # all have looked at the folder before the first of them writes
         with ExitStack() as until_the_end:
             return _train(

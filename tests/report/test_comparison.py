@@ -19,7 +19,7 @@ def evaluation(top1: float, *, clips: int = 20, agrees: int = 10, params: int = 
     numbers = {
         "top1": top1,
         "temporal": {"filmed": top1, "shuffled": top1 / 2},
-        "per_class": {"a": top1, "b": top1},
+        "per_class": {"a": {"accuracy": top1}, "b": {"accuracy": top1}},
         "mean_class_accuracy": top1,
         "confusion": [[8, 2], [3, 7]],
         "classes": ["a", "b"],

@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,10 @@ from videokd.clips.loader import batches
 from videokd.clips.manifest import Manifest
 from videokd.contracts import Clip, Dense, InputSpec, Timed, View
 from videokd.environment import environment
-from videokd.json_files import read_object
 from videokd.machine import Machine
 from videokd.models import Model
 from videokd.models.cost import cost
+from videokd.run_files import read_run_file
 
 Part = Literal["inference", "loading", "steps", "ceilings"]
 PARTS: tuple[Part, ...] = ("inference", "loading", "steps", "ceilings")
@@ -443,16 +443,9 @@ def _accuracy(folder: Path | None) -> tuple[float | None, int | None]:
     path = None if folder is None else folder / "evaluation.json"
     if path is None or not path.is_file():
         return None, None
-    scores = read_object(path)
-    top1, views = scores.get("top1"), scores.get("views")
-    if not isinstance(top1, float | int | None) or not isinstance(views, Mapping | None):
-        raise ValueError(f"{path} has no top1 or views that `videokd evaluate` writes: {top1!r}, {views!r}")
-    if views is None:
-        return top1, None
-    temporal, spatial = views.get("temporal"), views.get("spatial")
-    if not isinstance(temporal, int) or not isinstance(spatial, int):
-        raise ValueError(f"{path} has views in time and space that are no numbers: {temporal!r}, {spatial!r}")
-    return top1, temporal * spatial
+    scores = read_run_file(path)
+    views = scores.get("views")
+    return scores.get("top1"), None if views is None else views["temporal"] * views["spatial"]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from videokd.clips.manifest import Manifest
 from videokd.clips.views import ViewGrid
 from videokd.evaluate import FRAME_ORDERS, Average, Evaluation, FrameOrder
 from videokd.evaluate import evaluate as evaluate_model
-from videokd.json_files import as_object, read_object
+from videokd.json_files import read_object
 from videokd.leaks import trained_on
 from videokd.machine import Machine
 from videokd.models import is_named, named_model
@@ -21,6 +21,7 @@ from videokd.predictions import PREDICTIONS, Predictions, read_predictions
 from videokd.protocols import protocol as protocol_called
 from videokd.report.comparison import EVALUATION, write_evaluation
 from videokd.report.tables import terminal_table
+from videokd.run_files import read_run_file
 from videokd.run_folder import read_recipe
 
 MANY_CLASSES = 30
@@ -228,8 +229,8 @@ def _refuse_to_replace(folder: Path, manifest: Manifest, setting: Mapping[str, A
     path = folder / EVALUATION
     if not path.is_file():
         return
-    old = read_object(path)
-    views = as_object(old.get("views", {}), source=f"'views' of {path}")
+    old = read_run_file(path)
+    views = old.get("views", {})
     before = {
         "list": old.get("list"),
         "split": old.get("split"),

@@ -11,8 +11,8 @@ from videokd.config import from_plain, to_plain
 from videokd.disk import write_text
 from videokd.evaluate import MIN_GAP, Evaluation, gap_recovered, interval, standard_error
 from videokd.fidelity import against_teacher
-from videokd.json_files import read_object
 from videokd.predictions import Predictions, read_predictions, write_predictions
+from videokd.run_files import read_run_file
 from videokd.run_folder import read_recipe
 
 EVALUATION = "evaluation.json"
@@ -42,7 +42,7 @@ def read_evaluation(run: str | Path) -> dict[str, Any]:
     path = Path(run) / EVALUATION
     if not path.is_file():
         raise ValueError(f"{run} has no {EVALUATION}; make it with: videokd evaluate {run}")
-    return read_object(path)
+    return read_run_file(path)
 
 
 def score_of(evaluation: Mapping[str, Any]) -> float | None:

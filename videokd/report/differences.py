@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from videokd.config import differing_fields
-from videokd.json_files import read_object
+from videokd.run_files import read_run_file
 from videokd.run_folder import read_metrics
 
 _NOISE = ("date", "command", "variables.SLURM_JOB_ID")
@@ -158,4 +158,4 @@ def _with_parts(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
+    return read_run_file(path) if path.is_file() else {}

@@ -11,13 +11,13 @@ from typing import Any
 
 from videokd.evaluate import gap_recovered, interval
 from videokd.fidelity import against_teacher
-from videokd.json_files import read_object
 from videokd.predictions import PREDICTIONS, Predictions, read_predictions
 from videokd.protocols import mean_over_folds
 from videokd.report.comparison import EVALUATION, check_same_test, score_of, trios, verdict
 from videokd.report.content import Look, shown
 from videokd.report.differences import RunRecord, read_run
 from videokd.report.looks import ALONE, CONTROLS, DISTILLED, TEACHER, looks_of
+from videokd.run_files import read_run_file
 from videokd.run_folder import read_metrics
 
 STUDY, INSIDE = "study.json", "inside.json"
@@ -264,7 +264,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is no JSON object.
     """
-    return read_object(path) if path.is_file() else {}
+    return read_run_file(path) if path.is_file() else {}
 
 
 def _runs(study: Path, folders: Iterable[str], pairs: Sequence[Sequence[int]]) -> tuple[Run, ...]:
