@@ -11,6 +11,7 @@ FLOORS = {
     "cli": 10,
     "quickstart": 9,
     "study": 9,
+    "study_plan": 8,
     "train": 7,
     "assembly": 5,
     "report": 8,
@@ -45,6 +46,7 @@ FLOORS = {
     "norms": 1,
     "processes": 0,
     "disk": 0,
+    "json_files": 0,
     "interruption": 0,
     "stopping": 5,
     "gradients": 5,
@@ -57,8 +59,7 @@ FLOORS = {
     "contracts": 0,
     "config": 0.5,
     "config_types": 0,
-    "run_files": 0.5,
-    "json_files": 0,
+    "run_files": 1.5,
 }
 PACKAGE = Path(videokd.__file__).parent
 

@@ -27,7 +27,7 @@ from videokd.contracts import Outputs, View
 from videokd.distill import Term, wanted_taps
 from videokd.losses import CRD, CrossEntropy, Loss, Pair, SoftTargets
 from videokd.models import CompactShift, load_model, save_model
-from videokd.preflight import Report, check, preflight, terms
+from videokd.preflight import Report, check, held_out, preflight, terms
 from videokd.preflight import forecast as forecasts
 from videokd.preflight.class_lists import accuracy_finding, renamed, score
 from videokd.recipe import Recipe, TrainedTeacher, load
@@ -173,6 +173,76 @@ def test_an_untrained_teacher_is_an_error_from_enough_clips_and_a_warning_from_f
     assert report.verdict == "don't"
 
 
+def answers(right: int, clips: int, num_classes: int, *, per_source: int = 1) -> held_out.HeldOutScore:
+    label = np.arange(clips) % num_classes
+    said = np.where(np.arange(clips) < right, label, (label + 1) % num_classes)
+    groups = [f"source {number // per_source}" for number in range(clips)]
+    found = held_out.score_of(said, np.eye(num_classes, dtype=bool)[label], groups, split="val")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("right", "clips", "num_classes", "level"),
+    [
+        (17, 96, 6, "error"),  # 17.7 % where chance is 16.7 %
+        (0, 96, 6, "error"),  # worse than chance
+        (40, 96, 6, "ok"),
+        (10, 60, 30, "ok"),  # weak, and far above chance
+        (33, 60, 2, "error"),
+        (2, 12, 6, "warning"),  # may be 45 %
+        (0, 12, 6, "error"),  # is no more than 24 %
+        (9, 12, 6, "ok"),
+        (9, 12, 2, "warning"),  # a good teacher of two classes is not told from chance by a dozen clips
+        (3, 3, 2, "warning"),
+    ],
+)
+def test_a_teacher_is_stopped_where_its_interval_includes_chance_and_the_clips_are_enough(
+    right: int, clips: int, num_classes: int, level: str
+) -> None:
+    assert held_out.finding_of("t", answers(right, clips, num_classes), stop=True).level == level
+    weaker = "warning" if level == "error" else level
+    assert held_out.finding_of("t", answers(right, clips, num_classes), stop=False).level == weaker
+
+
+def test_an_answer_that_is_the_same_for_all_clips_is_at_chance_whatever_its_share() -> None:
+    classes = np.zeros((100, 4), dtype=bool)
+    classes[:70, 0], classes[70:, 1] = True, True
+    found = held_out.score_of(np.zeros(100, dtype=np.int64), classes, [str(n) for n in range(100)], split="val")
+    assert found is not None
+    assert (found.right, found.chance, found.at_chance) == (70, pytest.approx(0.7), True)
+
+
+def test_clips_of_few_sources_make_the_interval_wider() -> None:
+    alone, together = answers(48, 96, 6), answers(48, 96, 6, per_source=16)
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+
+
+def test_a_teacher_is_checked_on_validation_clips_and_never_on_test_clips(recipe: Recipe) -> None:
+    splits = {video.id: video.split for video in recipe.data.manifest().videos}
+    seen: list[str] = []
+
+    class Memorised(Oracle):
+        """Right on the training clips alone."""
+
+        def __call__(self, view: View | Tensor, ids: Sequence[str], views: Tensor) -> Outputs:
+            found = super().__call__(view, ids, views)
+            assert found.logits is not None
+            seen.extend(ids)
+            known = torch.tensor([splits[one] == "train" for one in ids])[:, None]
+            return replace(found, logits=found.logits.where(known, found.logits.roll(1, dims=1)))
+
+    report = preflight(assemble(recipe, teachers={"teacher": Memorised(recipe)}), batches=2)
+    (finding,) = (one for one in report.findings if "held-out" in one.what)
+    assert finding.level == "error"
+    assert "clips of split 'val'" in finding.said
+    assert {splits[one] for one in seen} == {"train", "val"}
+    told = replace(recipe, weak_teacher="warn")
+    report = preflight(assemble(told, teachers={"teacher": Memorised(recipe)}), batches=2)
+    assert not report.at("error")
+    assert "held-out" in " ".join(one.what for one in report.at("warning"))
+
+
 def test_the_parts_of_a_mixture_are_judged_too(recipe: Recipe) -> None:
     source = recipe.teachers["teacher"]
     mixture = Mixture(of=("good", "bad"))
@@ -197,7 +267,8 @@ def test_swapped_classes_are_named(recipe: Recipe) -> None:
 def test_a_class_list_in_another_order_is_told_from_an_untrained_teacher(recipe: Recipe) -> None:
     turned = Oracle(recipe, says=lambda label: (label + 1) % 12)
     report = preflight(assemble(recipe, teachers={"teacher": turned}), batches=8)
-    assert {finding.what for finding in report.at("error")} == {"teacher teacher", "classes of teacher"}
+    wrong = {finding.what for finding in report.at("error")}
+    assert wrong == {"teacher teacher", "teacher teacher on held-out clips", "classes of teacher"}
 
 
 @dataclass(frozen=True, kw_only=True)

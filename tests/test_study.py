@@ -22,14 +22,16 @@ from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
 from videokd.config import from_plain, to_plain
 from videokd.contracts import Batch, Clip
+from videokd.evaluate import Evaluation
 from videokd.fidelity import against_teacher
 from videokd.label import label
 from videokd.leaks import shared, trained_on
 from videokd.losses import MultiScale
 from videokd.machine import seed_step
+from videokd.metrics import scores
 from videokd.models import load_model
 from videokd.models.cost import cost
-from videokd.predictions import read_predictions, write_predictions
+from videokd.predictions import Predictions, read_predictions, write_predictions
 from videokd.recipe import Data, Recipe, TrainedTeacher, configs_folder
 from videokd.study import compare, results, study
 from videokd.teachers import Teacher, all_targets
@@ -227,7 +229,7 @@ def test_an_interrupted_study_says_how_to_go_on_and_ends_as_if_nothing_had_happe
     said = io.StringIO()
     found = study(plan, out, console=Console(file=said, width=200))
     assert (out / "alone-seed0" / "model.safetensors").stat().st_mtime_ns == before
-    assert "1 of 9 runs are finished" in said.getvalue()
+    assert "Plan: 9 runs, 1 finished, 1 begun." in said.getvalue()
     assert "label_smoothing-seed0 was begun and never finished: it goes on" in said.getvalue()
     assert "[9/9] shuffled_teacher-seed1: top-1" in said.getvalue()
     assert "left for 1 runs" in said.getvalue()
@@ -240,11 +242,91 @@ def test_an_interrupted_study_says_how_to_go_on_and_ends_as_if_nothing_had_happe
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def answering(drawn_set: Path, monkeypatch: pytest.MonkeyPatch, **rights: int) -> None:
+    """Let the model of each run (by the beginning of its folder's name) be right on every n-th held-out clip."""
+    whole = read_manifest(drawn_set)
+
+    def scored(folder: Path, videos: Any, *, calibrate_on: Any, **_: Any) -> Evaluation:
+        every = next(n for name, n in rights.items() if folder.name.startswith(name))
+
+        def said(clips: Any) -> Predictions:
+            ids = tuple(f"{video.id} {copy}" for video in clips.videos for copy in range(8))
+            label = torch.tensor([whole.classes.index(video.names[0]) for video in clips.videos for _ in range(8)])
+            wrong = torch.arange(len(label)) % every != 0
+            logits = 5 * torch.nn.functional.one_hot((label + wrong) % 12, 12).float()
+            return Predictions(ids=ids, groups=ids, paths=ids, label=label, logits=logits, classes=whole.classes)
+
+        test = said(videos)
+        numbers = {"temporal": {}, "params": 1, "macs": 1.0, "list": str(drawn_set), **scores(test)}
+        return Evaluation(numbers, test, None if calibrate_on is None else said(calibrate_on))
+
+    monkeypatch.setattr("videokd.study.evaluate", scored)
+
+
+def test_a_teacher_at_chance_on_validation_clips_stops_the_study_unless_told_not_to(
+    drawn_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(drawn_set, monkeypatch, teacher=12, alone=2, distilled=2)
+    plan, out = tiny(drawn_set, arms=("alone",), seeds=1), tmp_path / "out"
+    with pytest.raises(ValueError, match=r"teacher 'teacher' is right on .* of split 'val' .*where chance is") as it:
+        study(plan, out, console=QUIET)
+    assert "--weak-teacher warn" in str(it.value)
+    assert not (out / "alone-seed0").exists()
+    said = io.StringIO()
+    study(replace(plan, weak_teacher="warn"), out, console=Console(file=said, width=400))
+    assert "careful: teacher 'teacher' is right on" in said.getvalue()
+    assert "careful: on split 'val' the student alone is" in said.getvalue()
+    assert recipes.load(out / "distilled-seed0" / "recipe.json").weak_teacher == "warn"
+    study(plan, out, console=QUIET)  # finished: nothing is to be stopped any more
+
+
+def test_a_student_alone_that_is_better_than_its_teacher_stops_the_study_before_it_is_taught(
+    drawn_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(drawn_set, monkeypatch, teacher=3, alone=1)
+    with pytest.raises(ValueError, match=r"student alone is 66\.\d points above its teacher .*nothing to learn"):
+        study(tiny(drawn_set, seeds=1), tmp_path / "out", console=QUIET)
+    assert (tmp_path / "out" / "alone-seed0" / "model.json").is_file()
+    assert not (tmp_path / "out" / "equal_compute-seed0").exists()
+    assert not (tmp_path / "out" / "distilled-seed0").exists()
+
+
+def test_without_a_validation_split_the_scored_clips_are_looked_at_and_named(
+    drawn_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_manifest(drawn_set)
+    kept = tuple(video for video in whole.videos if video.split != "val")
+    write_manifest(replace(whole, videos=kept), tmp_path / "two.jsonl")
+    answering(tmp_path / "two.jsonl", monkeypatch, teacher=12)
+    with pytest.raises(ValueError, match="of split 'test' "):
+        study(tiny(tmp_path / "two.jsonl", seeds=1), tmp_path / "out", console=QUIET)
+
+
+def test_a_study_prints_its_plan_with_a_forecast_before_it_starts(
+    drawn_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise Interrupted(0, "", number=2)
+
+    monkeypatch.setattr("videokd.study.train", stop)
+    said = io.StringIO()
+    with pytest.raises(Interrupted):
+        study(tiny(drawn_set), tmp_path / "out", console=Console(file=said, width=400))
+    lines = said.getvalue().splitlines()
+    assert lines[0] == "Plan: 15 runs, none begun."
+    assert lines[1].startswith("  teacher: 1 run, 3 steps of 6 clips, about ")
+    assert any(line.startswith("  distilled: 2 runs, 3 steps of 6 clips, about ") for line in lines)
+    assert lines[-2].startswith("About ")
+    assert lines[-2].endswith("for the 15 runs to come (by a dry run of 2 batches; scoring is not counted).")
+    assert lines[-1] == "Only the student alone and distilled: --arms alone distilled"
+    assert replace(tiny(drawn_set), arms=("alone", "distilled")).chosen == ("alone", "distilled")
+
+
 def test_a_finished_study_is_kept_and_its_pairs_and_arms_may_change(drawn_set: Path, done: Path) -> None:
     said = io.StringIO()
     before = {path: path.stat().st_mtime_ns for path in done.glob("*/model.json")}
     found = study(tiny(drawn_set), done, console=Console(file=said, width=200))
-    assert "15 of 15 runs are finished" in said.getvalue()
+    assert "Plan: 15 runs, 15 finished, 0 begun." in said.getvalue()
     assert {path: path.stat().st_mtime_ns for path in done.glob("*/model.json")} == before
     one = results(replace(tiny(drawn_set), seeds=1, arms=("label_smoothing",)), done)
     assert tuple(one["arms"]) == ("alone", "label_smoothing", "distilled")

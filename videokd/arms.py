@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,6 +27,8 @@ TITLES = {
     "shuffled_teacher": "shuffled teacher",
 }
 """The built-in arms of a study, in order."""
+WITHOUT_TEACHER = ("alone", "label_smoothing", "equal_compute")
+"""The arms that learn from no teacher."""
 TEACHER = "teacher"
 """The study's teacher, in its recipes and as a folder."""
 SMOOTHING = 0.1
@@ -61,6 +63,9 @@ class Study:
     """Official splits of each list, of a set that has several (UCF101, HMDB51); none leaves the recipes' own."""
     split: str = "test"
     """What is scored: a split on which no arm trains or selects."""
+    weak_teacher: Literal["stop", "warn"] = "stop"
+    """What to do about a teacher that is not better than chance on held-out clips, or worse than the student alone:
+    stop before the arms that need it, or go on with a warning."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -210,6 +215,8 @@ def arm_recipe(plan: Study, arm: str, fold: Fold, seed: int, *, classes: Sequenc
             found = _taught(control, folder, shuffled=True)
         case _:
             found = _taught(fold.of(plan.others[arm]), folder)
+    if plan.weak_teacher == "warn":
+        found = replace(found, weak_teacher="warn")
     return replace(found, seed=seed)
 
 

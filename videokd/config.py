@@ -17,7 +17,7 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from videokd.config_types import CONFIG_TYPES
-from videokd.json_files import DEEPEST
+from videokd.json_files import MAX_DEPTH
 
 _PACKAGE = "videokd"
 _FILE_MODULE = "videokd_recipe_file:"
@@ -182,8 +182,8 @@ def _address(cls: type) -> str:
 
 
 def _from_plain(plain: Any, trust: Collection[str], *, depth: int) -> Any:
-    if depth > DEEPEST:
-        raise ValueError(f"a configuration has at most {DEEPEST} levels")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a configuration has at most {MAX_DEPTH} levels")
     if isinstance(plain, list):
         return tuple(_from_plain(item, trust, depth=depth + 1) for item in plain)
     if isinstance(plain, int) and abs(plain) >= 2**63:

@@ -50,6 +50,7 @@ class Evaluation:
 
     numbers: Mapping[str, Any]  # ready for JSON
     predictions: Predictions
+    validation: Predictions | None = None  # of the clips that a temperature was fitted on
 
 
 def evaluate(
@@ -162,6 +163,7 @@ def evaluate(
     can_be_calibrated = not filmed.several_labels and len(filmed.classes) > 1
     if can_be_calibrated:
         numbers["calibration"] = calibration(filmed) | {"temperature": None, "fitted_on": None, "scaled": None}
+    validation = None
     if calibrate_on is not None and can_be_calibrated:
         validation = look(calibrate_on, ("filmed",))[0]["filmed"]
         temperature = fit_temperature(validation)
@@ -170,7 +172,7 @@ def evaluate(
             "fitted_on": f"{int(validation.is_labelled.sum())} validation clips of {calibrate_on.source.resolve()}",
             "scaled": calibration(filmed, temperature=temperature),
         }
-    return Evaluation(numbers, filmed)
+    return Evaluation(numbers, filmed, validation)
 
 
 def _against(student: Predictions, teacher: Predictions) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from videokd.recipe import Recipe, TrainedTeacher, configs_folder, load
 from videokd.report.comparison import arms, write_evaluation
 from videokd.report.pictures import draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table, terminal_table
+from videokd.run_files import read_run_file
 from videokd.teachers import Mixture, Teacher
 from videokd.train import Interrupted, train
 
@@ -239,7 +240,7 @@ def _run(recipe: Recipe, folder: Path, resume: bool, **shared: Any) -> float:
     if started and (folder / "model.json").is_file():
         if recipes.dump(recipes.anchored(recipe)) != (folder / "recipe.json").read_text(encoding="utf-8"):
             raise ValueError(f"{folder} was made by another recipe; name another --out")
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_run_file(folder / "summary.json")
     else:
         try:
             summary = train(recipe, folder, resume=resume and started, **shared)

@@ -170,6 +170,8 @@ class Recipe:
     """Steps between checkpoints."""
     preflight: int = 2
     """Batches on which the run is checked before its first step; 0 checks nothing."""
+    weak_teacher: Literal["stop", "warn"] = "stop"
+    """What preflight does about a teacher that is not better than chance: refuse the run, or print a warning."""
     track: tuple[Track, ...] = ()
     """Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow"."""
 

@@ -1,238 +1,282 @@
-"""What the JSON files of runs and studies hold, checked when they are read: they may be somebody else's, or damaged."""
+"""The JSON files of runs and studies, each with the fields that are read and their types."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+from videokd.json_files import Count, Share, read_object
+from videokd.predictions import distinct_names
 
-from videokd.json_files import as_object, read_object
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Object:
-    """An object, of whose fields some are known; others may be there."""
-
-    fields: Mapping[str, Any]
-    """Name -> type, or `_Object`, `_List` or `_Dict` of one."""
-    needed: tuple[str, ...] = ()
-    or_null: bool = False
+EVALUATION, STUDY, INSIDE = "evaluation.json", "study.json", "inside.json"
+RECIPE, SUMMARY, ENVIRONMENT = "recipe.json", "summary.json", "environment.json"
 
 
-@dataclass(frozen=True)
-class _Dict:
-    """An object whose names are free."""
+class _ClassScore(TypedDict):
+    clips: Count
+    accuracy: NotRequired[Share | None]
+    precision: NotRequired[Share | None]
+    f1: NotRequired[Share | None]
 
-    of: _Object
+
+class _Bin(TypedDict):
+    clips: Count
+    confidence: Share | None
+    accuracy: Share | None
 
 
-@dataclass(frozen=True)
-class _List:
-    of: _Object
-    or_null: bool = False
+class _Scaled(TypedDict):
+    nll: float
+    brier: float
+    ece: Share
+    bins: list[_Bin]
+
+
+class _Calibration(_Scaled):
+    temperature: float | None
+    fitted_on: str | None
+    scaled: _Scaled | None
+
+
+class _Views(TypedDict):
+    temporal: Count
+    spatial: Count
+    average: str
+
+
+class _ViewBudget(TypedDict):
+    temporal: Count
+    spatial: Count
+    macs: float
+    top1: Share
+
+
+class _Protocol(TypedDict):
+    name: str | None
+    said: str
+    fold: int
+
+
+class _Evaluation(TypedDict):
+    classes: list[str]
+    clips: Count
+    skipped: list[str]
+    temporal: dict[str, Share]
+    params: Count
+    macs: float
+    top1: NotRequired[Share]
+    top5: NotRequired[Share | None]
+    mean_class_accuracy: NotRequired[Share]
+    map: NotRequired[Share]
+    average_precision: NotRequired[dict[str, Share]]
+    unlabelled: NotRequired[Count]
+    groups: NotRequired[Count]
+    per_class: NotRequired[dict[str, _ClassScore]]
+    confusion: NotRequired[list[list[Count]]]
+    intervals: NotRequired[dict[str, list[Share] | None]]
+    calibration: NotRequired[_Calibration | None]
+    views: NotRequired[_Views]
+    curve: NotRequired[list[_ViewBudget] | None]
+    against: NotRequired[dict[str, Any] | None]
+    protocol: NotRequired[_Protocol | None]
+    list: NotRequired[str]
+    split: NotRequired[str | None]
+    trained_on: NotRequired[Count | None]
+    skipped_in_training: NotRequired[Count | None]
+
+
+class _Mean(TypedDict):
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class _Difference(_Mean):
+    each: NotRequired[list[float]]
+    positive: NotRequired[Count]
+    folds: NotRequired[list[float] | None]
+    verdict: NotRequired[str]
+
+
+class _Arm(TypedDict):
+    runs: list[str]
+    pairs: NotRequired[list[list[int]]]
+    title: NotRequired[str]
+    top1_each: NotRequired[list[Share]]
+    params: NotRequired[Count]
+    macs: NotRequired[float]
+    steps: NotRequired[Count]
+    seconds_each: NotRequired[list[float]]
+    seconds_per_step: NotRequired[float]
+    clips: NotRequired[Count]
+
+
+class _Study(TypedDict):
+    arms: dict[str, _Arm]
+    teacher: NotRequired[_Arm | None]
+    differences: NotRequired[dict[str, _Difference]]
+    beyond: NotRequired[dict[str, _Difference]]
+    gap_recovered: NotRequired[dict[str, _Mean | None]]
+    against: NotRequired[dict[str, dict[str, float | None]]]
+    per_class: NotRequired[dict[str, dict[str, float | None]]]
+    chance: NotRequired[Share]
+    split: NotRequired[str]
+    list: NotRequired[str]
+    verdict: NotRequired[str]
+    not_compared: NotRequired[list[Count]]
+
+
+class _Taps(TypedDict):
+    student: list[str]
+    teacher: list[str]
+
+
+class _Cka(TypedDict):
+    taps: _Taps
+    arms: dict[str, list[list[float | None]]]
+    clips: NotRequired[Count]
+
+
+class _Saliency(TypedDict):
+    method: str
+    agreement: dict[str, dict[str, float | None] | None]
+    chance_iou: float | None
+    on_object: dict[str, float | None] | None
+
+
+class _Inside(TypedDict):
+    clips: Count
+    cka: _Cka | None
+    saliency: _Saliency | None
+    probes: dict[str, dict[str, Any]] | None
+    notes: list[str]
+    skipped: NotRequired[list[str]]
+    runs: NotRequired[list[str]]
+
+
+class _Data(TypedDict):
+    path: str
+    root: NotRequired[str | None]
+    fold: NotRequired[int | None]
+    class_names: NotRequired[str | None]
+    train_split: NotRequired[str | None]
+    val_split: NotRequired[str | None]
+    unlabelled_per_batch: NotRequired[int | None]
+
+
+class _Teacher(TypedDict):
+    checkpoint: NotRequired[str | None]
+
+
+class _Recipe(TypedDict):
+    data: _Data
+    seed: NotRequired[int]
+    student: NotRequired[dict[str, Any]]
+    optim: NotRequired[dict[str, Any]]
+    machine: NotRequired[dict[str, Any]]
+    objective: NotRequired[dict[str, dict[str, Any]]]
+    teachers: NotRequired[dict[str, _Teacher]]
+
+
+class _Summary(TypedDict, total=False):
+    steps: Count
+    seconds: float
+    clips_per_second: float
+    params: Count
+    macs: float
+    val_top1: Share | None
+    val_map: Share | None
+    weights_of_step: Count
+    losses: dict[str, float]
+    seconds_per_step: dict[str, float] | None
+    skipped: list[str]
+    device: str
+    processes: Count
+    clips_without_sound: dict[str, Count]
+
+
+class _Environment(TypedDict, total=False):
+    earlier: list[dict[str, Any]]
+    packages: dict[str, Any]
+
+
+_FORMS: Mapping[str, Any] = {RECIPE: _Recipe, SUMMARY: _Summary, ENVIRONMENT: _Environment}
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Return what a JSON file of a run or study holds, whose types are checked by its name.
+    """Return what recipe.json, summary.json or environment.json of a run holds, as data alone: nothing is imported.
 
     Raises:
-        ValueError: if it is not what videokd writes, naming the field.
-        OSError: if it can't be read.
+        ValueError: if it can't be read or is not what videokd writes, naming the field.
     """
-    found = read_object(path)
-    if path.name in _FILES:
-        _check(found, _FILES[path.name], f"{path}", "")
+    return read_object(path, _FORMS[path.name], remedy="restore the file, or make the run again")
+
+
+def read_evaluation(run: str | Path) -> dict[str, Any]:
+    """Return a run's scores.
+
+    Raises:
+        ValueError: if it has none, or the file is damaged: naming the file, what is wrong and how to make it again.
+    """
+    path, remedy = Path(run) / EVALUATION, f"make it again with: videokd evaluate {run}"
+    if not path.is_file():
+        if not Path(run).is_dir():
+            raise ValueError(f"there is no folder {run}, seen from {Path.cwd()}")
+        raise ValueError(f"{run} has no {EVALUATION}; make it with: videokd evaluate {run}")
+    found = read_object(path, _Evaluation, remedy=remedy)
+    try:
+        _check_scores(found)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; {remedy}") from error
     return found
 
 
-def _check(value: Any, wanted: Any, source: str, name: str) -> None:
-    where = f"{name!r} of {source}" if name else source
-    if isinstance(wanted, _Object):
-        if value is None and wanted.or_null:
-            return
-        found = as_object(value, source=where)
-        if missing := [one for one in wanted.needed if found.get(one) is None]:
-            raise ValueError(f"{where} lacks {missing[0]!r}: make the file again")
-        for one, kind in wanted.fields.items():
-            if one in found:
-                _check(found[one], kind, source, f"{name}.{one}" if name else one)
-    elif isinstance(wanted, _Dict):
-        for one, inner in as_object(value, source=where).items():
-            _check(inner, wanted.of, source, f"{name}.{one}")
-    elif isinstance(wanted, _List):
-        if value is None and wanted.or_null:
-            return
-        for place, inner in enumerate(_checked_type(value, list[Any], where)):
-            _check(inner, wanted.of, source, f"{name}.{place}")
-    else:
-        _checked_type(value, wanted, where)
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return what a study's study.json says.
+
+    Raises:
+        ValueError: if there is none, it is damaged, or it names runs outside of the folder.
+    """
+    path, remedy = folder / STUDY, f"make it again with: videokd study STUDY --out {folder}"
+    found = read_object(path, _Study, remedy=remedy)
+    for name, arm in {"teacher": found.get("teacher") or {}, **found["arms"]}.items():
+        for run in arm.get("runs", ()):
+            if Path(run).is_absolute() or ".." in Path(run).parts:
+                raise ValueError(f"{path} names a run of {name} outside of its folder: {run!r}; {remedy}")
+        if any(len(pair) != 2 for pair in arm.get("pairs", ())):
+            raise ValueError(f"{path} is damaged: a pair of {name} is a fold and a seed, got {arm['pairs']}; {remedy}")
+    return found
 
 
-def _checked_type(value: Any, kind: Any, where: str) -> Any:
-    try:
-        return check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-    except TypeCheckError as error:
-        raise ValueError(f"{where} is not what videokd writes there: {' '.join(str(error).split())}") from error
+def read_inside(folder: Path) -> dict[str, Any]:
+    """Return what `videokd inside` left in a folder; empty where there is none.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path, remedy = folder / INSIDE, f"make it again with: videokd inside {folder}"
+    if not path.is_file():
+        return {}
+    found = read_object(path, _Inside, remedy=remedy)
+    cka = found["cka"] or {"taps": {"student": [], "teacher": []}, "arms": {}}
+    rows, columns = (len(cka["taps"][who]) for who in ("student", "teacher"))
+    for arm, matrix in cka["arms"].items():
+        if len(matrix) != rows or any(len(row) != columns for row in matrix):
+            raise ValueError(f"{path} is damaged: cka.arms.{arm} has not {rows} rows of {columns}; {remedy}")
+    return found
 
 
-_Scores = dict[str, float | None]
-_CALIBRATION: Mapping[str, Any] = {
-    "nll": float,
-    "brier": float,
-    "ece": float,
-    "bins": _List(
-        _Object(
-            fields={"low": float, "high": float, "clips": int, "confidence": float | None, "accuracy": float | None},
-            needed=("low", "high", "clips"),
-        )
-    ),
-    "temperature": float | None,
-    "fitted_on": str | None,
-}
-_CALIBRATED = ("nll", "brier", "ece", "bins")
-_EVALUATION = _Object(
-    fields={
-        "top1": float | None,
-        "top5": float | None,
-        "map": float | None,
-        "mean_class_accuracy": float | None,
-        "average_precision": _Scores,
-        "per_class": dict[str, _Scores],
-        "confusion": list[list[int]] | None,
-        "classes": list[str],
-        "clips": int,
-        "groups": int,
-        "unlabelled": int,
-        "skipped": list[str],
-        "intervals": dict[str, list[float] | None],
-        "calibration": _Object(
-            fields={**_CALIBRATION, "scaled": _Object(fields=_CALIBRATION, needed=_CALIBRATED, or_null=True)},
-            needed=_CALIBRATED,
-            or_null=True,
-        ),
-        "temporal": dict[str, float],
-        "views": _Object(
-            fields={"temporal": int, "spatial": int, "average": str}, needed=("temporal", "spatial", "average")
-        ),
-        "curve": _List(
-            _Object(
-                fields={"temporal": int, "spatial": int, "macs": float, "top1": float},
-                needed=("temporal", "spatial", "macs", "top1"),
-            ),
-            or_null=True,
-        ),
-        "against": _Object(
-            fields={
-                name: float | None
-                for name in ("agreement", "retention", "agreement_where_teacher_wrong", "kl", "clips")
-            },
-            or_null=True,
-        ),
-        "skipped_in_training": int | None,
-        "list": str,
-        "split": str | None,
-        "protocol": _Object(
-            fields={"name": str, "said": str, "fold": int | None}, needed=("name", "said"), or_null=True
-        ),
-        "model": str,
-        "trained_on": int | None,
-        "params": int,
-        "macs": int,
-    },
-    needed=("classes", "clips", "skipped", "temporal", "params", "macs"),
-)
-_DIFFERENCE = _Object(
-    fields={
-        "mean": float,
-        "low": float | None,
-        "high": float | None,
-        "each": list[float],
-        "positive": int,
-        "verdict": str,
-    },
-    needed=("mean", "each"),
-)
-_ARM = {
-    "title": str,
-    "runs": list[str],
-    "pairs": list[list[int]],
-    "top1_each": list[float],
-    "top1_mean": float,
-    "top1_sd": float | None,
-    "seconds_each": list[float],
-    "seconds_per_step": float,
-    "steps": int,
-    "params": int,
-    "macs": int,
-    "clips": int,
-    "skipped": int,
-    "differs": list[str],
-}
-_STUDY = _Object(
-    fields={
-        "study": dict[str, Any],
-        "lists": list[str],
-        "list": str,
-        "split": str,
-        "chance": float,
-        "not_compared": list[int],
-        "teacher": _Object(fields=_ARM, or_null=True),
-        "arms": _Dict(_Object(fields=_ARM)),
-        "differences": _Dict(_DIFFERENCE),
-        "gap_recovered": _Dict(
-            _Object(fields={"mean": float, "low": float | None, "high": float | None}, needed=("mean",), or_null=True)
-        ),
-        "against": dict[str, _Scores],
-        "per_class": dict[str, _Scores],
-        "verdict": str,
-        "notes": list[str],
-    },
-)
-_SUMMARY = _Object(
-    fields={
-        "steps": int,
-        "seconds": float,
-        "clips_per_second": float,
-        "params": int,
-        "macs": int,
-        "val_top1": float | None,
-        "val_map": float | None,
-        "weights_of_step": int,
-        "losses": dict[str, float],
-        "seconds_per_step": dict[str, float] | None,
-        "skipped": list[str],
-        "device": str,
-        "processes": int,
-        "clips_without_sound": dict[str, int],
-    },
-)
-_RECIPE = _Object(
-    fields={
-        "seed": int,
-        "data": _Object(
-            fields={
-                "path": str,
-                "root": str | None,
-                "fold": int | None,
-                "class_names": str | None,
-                "train_split": str | None,
-                "val_split": str | None,
-                "unlabelled_per_batch": int | None,
-            }
-        ),
-        "student": dict[str, Any],
-        "optim": dict[str, Any],
-        "machine": dict[str, Any],
-        "objective": dict[str, dict[str, Any]],
-        "teachers": _Dict(_Object(fields={"checkpoint": str | None})),
-    }
-)
-_ENVIRONMENT = _Object(fields={"earlier": list[dict[str, Any]], "packages": dict[str, Any]})
-_FILES: Mapping[str, _Object] = {
-    "recipe.json": _RECIPE,
-    "evaluation.json": _EVALUATION,
-    "study.json": _STUDY,
-    "summary.json": _SUMMARY,
-    "environment.json": _ENVIRONMENT,
-}
+def _check_scores(found: dict[str, Any]) -> None:
+    """What the types can't tell: whether an evaluation's parts fit each other."""
+    classes = found["classes"]
+    distinct_names(classes, "classes")
+    if "top1" not in found and "map" not in found:
+        raise ValueError("it has neither top1 nor map")
+    for part in ("per_class", "average_precision"):
+        if strange := sorted(set(found.get(part) or ()) - set(classes)):
+            raise ValueError(f"{part} has {strange[0]!r}, which is not among its {len(classes)} classes")
+    confusion = found.get("confusion")
+    if confusion is not None and any(len(row) != len(classes) for row in (confusion, *confusion)):
+        raise ValueError(f"confusion has not {len(classes)} rows and columns, one for each class")
+    for score, ends in (found.get("intervals") or {}).items():
+        if ends is not None and (len(ends) != 2 or ends[0] > ends[1]):
+            raise ValueError(f"intervals.{score} is {ends}, and should be its lower and upper end")

@@ -15,7 +15,7 @@ from videokd.json_files import as_object, parse_json
 from videokd.run_files import read_run_file
 
 _STEP = "step"
-_OPERATION = ("audit", "preflight", "track", "checkpoint_every")
+_OPERATION = ("audit", "preflight", "weak_teacher", "track", "checkpoint_every")
 _OPERATION_ON_MACHINE = ("device", "compile")
 _OPERATION_ON_DATA = ("on_bad_video", "workers", "time_limit")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import videokd
 from videokd import recipe as recipes
-from videokd.arms import TEACHER, TITLES, Fold, Study, anchored, arm_recipe, folds_of
+from videokd.arms import TEACHER, TITLES, WITHOUT_TEACHER, Fold, Study, anchored, arm_recipe, folds_of
 from videokd.assembly import load_teachers, training_videos
 from videokd.clips.dataset import FrameMemory
 from videokd.clips.manifest import Manifest
@@ -30,18 +30,20 @@ from videokd.leaks import shared, trained_on
 from videokd.machine import terminal
 from videokd.metrics import is_right
 from videokd.models import load_model, save_model
-from videokd.predictions import PREDICTIONS, read_predictions
+from videokd.predictions import PREDICTIONS, VALIDATION, read_predictions, write_predictions
+from videokd.preflight import Finding, held_out
 from videokd.recipe import Recipe, TrainedTeacher
-from videokd.report.comparison import EVALUATION, read_evaluation, write_evaluation
+from videokd.report.comparison import write_evaluation
 from videokd.report.paired import paired
-from videokd.run_files import read_run_file
+from videokd.run_files import EVALUATION, STUDY, read_evaluation, read_run_file
 from videokd.run_folder import essential, read_recipe
+from videokd.study_plan import finished_seconds, forecast_seconds, plan_lines
 from videokd.teachers import Mixture, Teacher
 from videokd.timing import duration
 from videokd.train import Interrupted, train
 
 _UNTRAINED_SEED = 0
-_MAY_CHANGE = ("seeds", "first_seed", "arms")
+_MAY_CHANGE = ("seeds", "first_seed", "arms", "weak_teacher")
 """What may be another when a study goes on: a run of its own belongs to each."""
 
 
@@ -63,7 +65,8 @@ def study(
 
     Raises:
         ValueError: for a study that is not the one `out` holds (seeds and arms may be added or left out), or whose
-            students or teacher train on what is scored; or of a run, with its folder.
+            students or teacher train on what is scored; whose teacher is not better than chance on held-out clips, or
+            worse than the student alone, unless the plan says to go on; or of a run, with its folder.
         Interrupted: after Ctrl-C in a run, which then goes on from its last step.
     """
     console, out = console or terminal(), Path(out)
@@ -73,14 +76,17 @@ def study(
     folds = folds_of(plan, out)
     lists = {fold.number: _checked(plan, fold, console) for fold in folds}
     _claim(out, plan, lists)
-    runs = _Runs(plan, out, folds, console, go_on)
+    runs = _Runs(plan, out, folds, console, go_on, classes=lists[1].classes)
     for fold in folds:
         runs.teacher(fold, lists[fold.number])
+        runs.check_teacher(fold, lists[fold.number])
         for seed in plan.seed_range:
             for arm in plan.chosen:
                 runs.arm(arm, fold, seed, lists[fold.number])
+                if arm == "alone" and seed == plan.first_seed:
+                    runs.check_teacher(fold, lists[fold.number], fold.run(arm, seed))
     found = results(plan, out)
-    write_text(out / "study.json", json.dumps(found, indent=2) + "\n")
+    write_text(out / STUDY, json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -187,7 +193,9 @@ def compare(runs: Mapping[str, Path]) -> dict[str, Any]:
 class _Runs:
     """Trains and scores the runs of a study one after the other, and says how long the others will take."""
 
-    def __init__(self, plan: Study, out: Path, folds: Sequence[Fold], console: Console, go_on: str) -> None:
+    def __init__(
+        self, plan: Study, out: Path, folds: Sequence[Fold], console: Console, go_on: str, *, classes: Sequence[str]
+    ) -> None:
         self.plan, self.out, self.console, self.go_on = plan, out, console, go_on
         self.memory = FrameMemory()
         self.seconds: dict[str, list[float]] = {}
@@ -198,12 +206,29 @@ class _Runs:
         }
         self.coming = list(everything.values())
         self.total = len(self.coming)
-        finished = sum(_is_scored(run) for run in everything)
-        if finished:
-            console.print(f"{finished} of {self.total} runs are finished", highlight=False)
+        self._print_plan(everything, classes=classes, first=folds[0])
         for run in everything:
             if (run / "recipe.json").is_file() and not (run / "model.json").is_file():
                 console.print(f"{self._name(run)} was begun and never finished: it goes on", highlight=False)
+
+    def _print_plan(self, runs: Mapping[Path, str], *, first: Fold, classes: Sequence[str]) -> None:
+        """Print what is to be run and about how long it takes, by finished runs, or by a dry run on the first list."""
+        finished = {run: _is_scored(run) for run in runs}
+        seconds = finished_seconds(runs)
+        left = {arm for run, arm in runs.items() if not finished[run]}
+        measured = left <= seconds.keys()
+        if not measured:
+            plan = self.plan
+            there = replace(
+                plan,
+                alone=first.of(plan.alone),
+                distilled=first.of(plan.distilled),
+                teacher=None if plan.teacher is None else first.of(plan.teacher),
+                others={name: first.of(recipe) for name, recipe in plan.others.items()},
+            )
+            seconds = {**forecast_seconds(there, classes=classes, memory=self.memory), **seconds}
+        for line in plan_lines(self.plan, runs=runs, finished=finished, seconds=seconds, measured=measured):
+            self.console.print(line, highlight=False)
 
     def teacher(self, fold: Fold, whole: Manifest) -> None:
         """The fold's teacher: trained, or a copy of what the study names."""
@@ -243,11 +268,42 @@ class _Runs:
             raise ValueError(f"{folder}: {error}") from error
         self._score(arm, recipe, folder, whole, spent=float(summary["seconds"]))
 
+    def check_teacher(self, fold: Fold, whole: Manifest, alone: Path | None = None) -> None:
+        """Check that the fold's teacher knows something of held-out clips, and more than the student alone if that is
+        given, while there are runs to come that learn from it: on validation clips where there are any, else on those
+        that are scored.
+
+        Raises:
+            ValueError: if it does not, and the plan does not say to go on with a warning.
+        """
+        taught = [arm for arm in self.plan.chosen if arm not in WITHOUT_TEACHER]
+        runs = [fold.run(arm, seed) for arm in taught for seed in self.plan.seed_range]
+        if all(_is_scored(run) for run in runs):
+            return
+        teacher = fold.folder / TEACHER
+        validated = all((one / VALIDATION).is_file() for one in (teacher, alone or teacher))
+        val = held_out.validation_split(whole, self.plan.alone, scored=self.plan.split)
+        split = str(val) if validated else self.plan.split
+        said = read_predictions(teacher, name=VALIDATION if validated else PREDICTIONS)
+        if alone is None:
+            score = held_out.score_of_predictions(said, split=split)
+            if score is not None:
+                self._print_or_stop(held_out.finding_of(TEACHER, score, stop=True))
+        else:
+            student = read_predictions(alone, name=VALIDATION if validated else PREDICTIONS)
+            self._print_or_stop(held_out.finding_beside(student, said, split=split))
+
+    def _print_or_stop(self, finding: Finding) -> None:
+        if finding.level == "error" and self.plan.weak_teacher == "stop":
+            raise ValueError(f"{finding.said}. The study stops before the runs that learn from it")
+        level = "" if finding.level == "ok" else "careful: "
+        self.console.print(f"{level}{finding.said}", highlight=False)
+
     def _score(self, arm: str, recipe: Recipe, folder: Path, whole: Manifest, *, spent: float) -> None:
         started = time.monotonic()
         is_new = not _is_scored(folder)
         if is_new:
-            val = self.plan.alone.data.val_split
+            val = held_out.validation_split(whole, self.plan.alone, scored=self.plan.split)
             validation = None if val is None else whole.split(val)
             found = evaluate(
                 folder,
@@ -262,6 +318,8 @@ class _Runs:
             )
             # That nobody was trained on them was seen to before the first run.
             how = {"split": self.plan.split, "protocol": None, "model": str(folder), "trained_on": 0}
+            if found.validation is not None:
+                write_predictions(folder, found.validation, name=VALIDATION)
             write_evaluation(folder, replace(found, numbers={**found.numbers, **how}))
         self.seconds.setdefault(arm, []).append(spent + time.monotonic() - started)
         self.coming.remove(arm)
@@ -416,7 +474,7 @@ def _spent(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _differs(run: Path, alone: Path) -> list[str]:
     """Fields of the recipe in which an arm is not the student alone, apart from what makes it an arm."""
     one, other = (read_recipe(folder) for folder in (run, alone))
-    left_out = ("teachers", "objective", "preflight")
+    left_out = ("teachers", "objective", "preflight", "weak_teacher")
     return [name for name in differing_fields(other, one) if name.partition(".")[0] not in left_out]
 
 

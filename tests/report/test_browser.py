@@ -28,7 +28,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, drawn_set: Path) -> Path
         folder / "evil", arms=("alone", "distilled"), seeds=1, clips=24, classes=(EVIL, "b", "c"), inside=False
     )
     written = write_report([study, many], folder / "report.html", videos=1)
-    assert [fault for fault in written.faults if "no longer there" not in fault] == []
+    assert [fault for fault in written.faults if "not found from here" not in fault] == []
     return written.page
 
 

@@ -9,9 +9,10 @@ import torch
 from videokd.evaluate import Evaluation
 from videokd.predictions import Predictions
 from videokd.recipe import dump, load
-from videokd.report.comparison import arms, read_evaluation, trios, verdict, write_evaluation
+from videokd.report.comparison import arms, trios, verdict, write_evaluation
 from videokd.report.pictures import _counts, draw_all
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, markdown_table
+from videokd.run_files import read_evaluation
 
 
 def evaluation(top1: float, *, clips: int = 20, agrees: int = 10, params: int = 1000) -> Evaluation:
@@ -19,7 +20,7 @@ def evaluation(top1: float, *, clips: int = 20, agrees: int = 10, params: int = 
     numbers = {
         "top1": top1,
         "temporal": {"filmed": top1, "shuffled": top1 / 2},
-        "per_class": {"a": {"accuracy": top1}, "b": {"accuracy": top1}},
+        "per_class": {name: {"clips": 10, "accuracy": top1} for name in ("a", "b")},
         "mean_class_accuracy": top1,
         "confusion": [[8, 2], [3, 7]],
         "classes": ["a", "b"],

@@ -123,7 +123,7 @@ def test_a_video_that_is_gone_is_named_and_keeps_its_answers(study: Path, tmp_pa
         gone = replace(found, paths=tuple(str(tmp_path / name) for name in found.ids))
         run.__dict__["predictions"] = gone
     film = made(films(subject, each=1))[0].films[0]
-    assert "is no longer there" in film.fault
+    assert f"{tmp_path / film.id} is not found from here ({Path.cwd()})" in film.fault
     assert film.clip == b""
     assert film.strips == ()
     assert len(film.answers) == 2

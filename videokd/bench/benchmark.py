@@ -29,7 +29,7 @@ from videokd.environment import environment
 from videokd.machine import Machine
 from videokd.models import Model
 from videokd.models.cost import cost
-from videokd.run_files import read_run_file
+from videokd.run_files import EVALUATION, read_evaluation
 
 Part = Literal["inference", "loading", "steps", "ceilings"]
 PARTS: tuple[Part, ...] = ("inference", "loading", "steps", "ceilings")
@@ -440,10 +440,9 @@ def _clip_seconds(spec: Any, dataset: ClipDataset | None) -> float | None:
 
 def _accuracy(folder: Path | None) -> tuple[float | None, int | None]:
     """Top-1 of a run's test, and by how many clips of a video; None for what is not known."""
-    path = None if folder is None else folder / "evaluation.json"
-    if path is None or not path.is_file():
+    if folder is None or not (folder / EVALUATION).is_file():
         return None, None
-    scores = read_run_file(path)
+    scores = read_evaluation(folder)
     views = scores.get("views")
     return scores.get("top1"), None if views is None else views["temporal"] * views["spatial"]
 

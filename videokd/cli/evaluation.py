@@ -19,9 +19,9 @@ from videokd.machine import Machine
 from videokd.models import is_named, named_model
 from videokd.predictions import PREDICTIONS, Predictions, read_predictions
 from videokd.protocols import protocol as protocol_called
-from videokd.report.comparison import EVALUATION, write_evaluation
+from videokd.report.comparison import write_evaluation
 from videokd.report.tables import terminal_table
-from videokd.run_files import read_run_file
+from videokd.run_files import EVALUATION, read_evaluation
 from videokd.run_folder import read_recipe
 
 MANY_CLASSES = 30
@@ -229,7 +229,7 @@ def _refuse_to_replace(folder: Path, manifest: Manifest, setting: Mapping[str, A
     path = folder / EVALUATION
     if not path.is_file():
         return
-    old = read_run_file(path)
+    old = read_evaluation(folder)
     views = old.get("views", {})
     before = {
         "list": old.get("list"),

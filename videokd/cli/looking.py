@@ -1,5 +1,6 @@
 """`videokd inside`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from videokd.cli.evaluation import own_list
 from videokd.cli.options import CONSOLE, TrustOption
 from videokd.clips.manifest import Manifest
 from videokd.machine import Machine
-from videokd.report.comparison import read_evaluation
 from videokd.report.subject import Subject, subjects
 from videokd.report.tables import terminal_table
+from videokd.run_files import read_evaluation
 from videokd.run_folder import read_recipe
 
 
@@ -55,9 +56,13 @@ def inside(
             trust=trust,
             advance=lambda done: progress.advance(bar, done),
         )
-    looked = {str(Path(run).resolve()) for fold in folds for runs in fold.arms.values() for run in runs}
-    teachers = {str(Path(fold.teacher).resolve()) for fold in folds}
-    path = insides.write(target, {**seen, "runs": sorted(looked | teachers)})
+    looked = [
+        *(run for fold in folds for runs in fold.arms.values() for run in runs),
+        *(fold.teacher for fold in folds),
+    ]
+    # Relative to the file, so that it is found when the runs are moved together.
+    runs = sorted({os.path.relpath(Path(run).resolve(), target.resolve()) for run in looked})
+    path = insides.write(target, {**seen, "runs": runs})
     saliency = seen["saliency"]
     if saliency:
         rows = [
@@ -107,6 +112,6 @@ def _teacher_of(arms: dict[str, Sequence[Path]]) -> Path:
 def _videos(run: Path) -> tuple[Manifest, Manifest | None]:
     """What a run is scored on, and other videos that it was not trained on either."""
     whole = own_list(run)
-    split = read_evaluation(run)["split"]
+    split = read_evaluation(run).get("split")
     validation = read_recipe(run)["data"].get("val_split")
     return whole.split(split), None if validation is None else whole.split(validation)

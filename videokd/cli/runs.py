@@ -14,9 +14,10 @@ from videokd.machine import Machine
 from videokd.processes import is_first
 from videokd.protocols import mean_over_folds
 from videokd.recipe import Recipe
-from videokd.report.comparison import EVALUATION, arms, check_same_test, read_evaluation, score_of, trios
+from videokd.report.comparison import arms, check_same_test, score_of, trios
 from videokd.report.differences import difference_rows, read_run
 from videokd.report.tables import COLUMNS, arm_rows, gain_lines, sectioned_table, terminal_table
+from videokd.run_files import EVALUATION, read_evaluation
 from videokd.train import train as train_recipe
 
 

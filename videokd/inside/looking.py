@@ -162,7 +162,9 @@ def write(folder: str | Path, found: Mapping[str, Any]) -> Path:
 def read(folder: str | Path) -> dict[str, Any] | None:
     """What `look` found; None where it never looked."""
     path = Path(folder) / INSIDE
-    return read_object(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return read_object(path, remedy=f"make it again with: videokd inside {folder}")
 
 
 @dataclass(frozen=True)

@@ -35,21 +35,33 @@ class Renaming:
 def score(teacher: str, said: NDArray[np.int64], classes: NDArray[np.bool_]) -> TeacherScore:
     """How often a teacher is right, against chance.
 
-    Chance is what the same answers would be right on if they were dealt to the clips at random: the share of each
-    class among the answers times its share among the clips, summed; at least 1 / K. A teacher that gives one answer
-    to all clips is right as often as this.
-
     Args:
         teacher: its name.
         said: (N,) the class that it puts first.
         classes: (N, K) which classes each clip has: one, or several.
     """
-    clips, num_classes = classes.shape
+    clips = len(classes)
     right = int(classes[np.arange(clips), said].sum())
-    answers = np.bincount(said, minlength=num_classes) / max(clips, 1)
-    chance = max(float(answers @ classes.mean(axis=0)) if clips else 0.0, 1 / num_classes)
+    chance = chance_of(said, classes)
     p_value = float(binomtest(right, clips, min(chance, 1.0), alternative="greater").pvalue) if clips else 1.0
     return TeacherScore(teacher=teacher, labelled=clips, right=right, chance=chance, p_value=p_value)
+
+
+def chance_of(said: NDArray[np.int64], classes: NDArray[np.bool_]) -> float:
+    """Return the share of clips on which the same answers would be right if they were dealt to the clips at random.
+
+    That is the share of each class among the answers times its share among the clips, summed; at least 1 / K. A model
+    that gives one answer to all clips, such as the most frequent class, is right as often as this.
+
+    Args:
+        said: (N,) the class that the model puts first.
+        classes: (N, K) which classes each clip has: one, or several.
+    """
+    clips, num_classes = classes.shape
+    if not clips:
+        return 1.0 / int(num_classes)
+    answers = np.bincount(said, minlength=num_classes) / clips
+    return float(max(answers @ classes.mean(axis=0), 1 / num_classes))
 
 
 def accuracy_finding(found: TeacherScore) -> Finding:

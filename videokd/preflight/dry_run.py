@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from videokd.assembly import Assembly
 from videokd.contracts import Batch, Outputs, labelled
 from videokd.gradients import in_parts
 from videokd.machine import seed_step
-from videokd.preflight import class_lists, terms
+from videokd.preflight import class_lists, held_out, terms
 from videokd.preflight import forecast as forecasts
 from videokd.preflight.forecast import Timed
 from videokd.preflight.report import Finding, Report, TeacherScore
@@ -97,6 +97,9 @@ def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out:
             if not _too_few(answers):
                 break
         connections = terms.connections(made)
+        # Broken outputs are an error already, and a split need not be read for them.
+        whole = [name for name, heard in answers.items() if not heard.broken]
+        held_out_of = held_out.held_out_scores(made, whole) if seen else {}
 
     findings: list[Finding] = []
     if skipped:
@@ -104,11 +107,12 @@ def preflight(made: Assembly, *, batches: int = 4, most: int | None = None, out:
         findings.append(Finding(level="warning" if seen else "error", what="videos", said=said))
     if not seen:
         return Report(batches=batches, findings=tuple(findings))
-    scored = []
+    scored, stop = [], made.recipe.weak_teacher == "stop"
     for name, heard in answers.items():
-        score, found = _of_teacher(name, heard, made.clips.classes)
+        score, found = _of_teacher(name, heard, made.clips.classes, stop=stop)
         scored.append(score)
         findings += found
+    findings += [held_out.finding_of(name, score, stop=stop) for name, score in held_out_of.items()]
     term_scores = terms.scores(made.terms, seen)
     findings += terms.findings(made.terms, seen, term_scores, unfrozen=later)
     need = forecasts.forecast(
@@ -310,13 +314,16 @@ def _listen(answers: Mapping[str, _Answers], targets: Mapping[str, Outputs], bat
         heard.one_class &= not several
 
 
-def _of_teacher(name: str, heard: _Answers, classes: Sequence[str]) -> tuple[TeacherScore, list[Finding]]:
+def _of_teacher(
+    name: str, heard: _Answers, classes: Sequence[str], *, stop: bool
+) -> tuple[TeacherScore, list[Finding]]:
     said, right = np.concatenate(heard.said), np.concatenate(heard.classes)
     score = class_lists.score(name, said, right)
     if heard.broken:
         broken = f"what teacher {name!r} says of {heard.broken} clips is not finite: look at its weights"
         return score, [Finding(level="error", what=f"teacher {name}", said=broken)]
-    findings = [class_lists.accuracy_finding(score)]
+    finding = class_lists.accuracy_finding(score)
+    findings = [finding if stop or finding.level != "error" else replace(finding, level="warning")]
     # Of several classes, none is the one that a wrong answer stands for.
     if heard.one_class and (renamed := class_lists.renamed(right.argmax(axis=1), said)):
         findings.append(class_lists.renaming_finding(name, renamed, classes))

@@ -1,8 +1,9 @@
 """What a preflight finds: sentences with a level, and the numbers behind them."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from videokd.json_files import finite
 
 Level = Literal["ok", "warning", "error"]
 Verdict = Literal["go", "go, but look at these", "don't"]
@@ -117,16 +118,7 @@ class Report:
 
     def as_plain(self) -> dict[str, Any]:
         """Plain data for JSON, the verdict first; numbers that are not finite are None."""
-        plain: dict[str, Any] = _finite({"verdict": self.verdict, **asdict(self)})
+        plain: dict[str, Any] = finite({"verdict": self.verdict, **asdict(self)})
         if self.forecast is not None:
             plain["forecast"]["seconds"] = self.forecast.seconds
         return plain
-
-
-def _finite(value: Any) -> Any:
-    """The same, as JSON has it: without NaN and infinity, which it has no words for."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,13 +11,12 @@ from videokd.config import from_plain, to_plain
 from videokd.disk import write_text
 from videokd.evaluate import MIN_GAP, Evaluation, gap_recovered, interval, standard_error
 from videokd.fidelity import against_teacher
+from videokd.json_files import finite
 from videokd.predictions import Predictions, read_predictions, write_predictions
-from videokd.run_files import read_run_file
+from videokd.run_files import EVALUATION, read_evaluation
 from videokd.run_folder import read_recipe
 
-EVALUATION = "evaluation.json"
-
-_OF_ONE_RUN = ("seed", "track", "audit", "preflight", "checkpoint_every")
+_OF_ONE_RUN = ("seed", "track", "audit", "preflight", "weak_teacher", "checkpoint_every")
 """Fields of a recipe in which runs of one arm may differ."""
 _WORTH_HAVING = 0.01
 """A gain (a share of clips) that an interval must leave out to say that there is none."""
@@ -29,20 +28,8 @@ def write_evaluation(run: str | Path, evaluation: Evaluation) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(run, evaluation.predictions)
     # Last: scores have their predictions beside them.
-    write_text(path, json.dumps(evaluation.numbers) + "\n")
+    write_text(path, json.dumps(finite(evaluation.numbers)) + "\n")
     return path
-
-
-def read_evaluation(run: str | Path) -> dict[str, Any]:
-    """A run's scores.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    path = Path(run) / EVALUATION
-    if not path.is_file():
-        raise ValueError(f"{run} has no {EVALUATION}; make it with: videokd evaluate {run}")
-    return read_run_file(path)
 
 
 def score_of(evaluation: Mapping[str, Any]) -> float | None:

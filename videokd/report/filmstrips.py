@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +26,7 @@ from videokd.fidelity import flips
 from videokd.inside.saliency import Strip, strips
 from videokd.machine import Machine
 from videokd.models import Model, VideoModel, load_model
-from videokd.predictions import Predictions
+from videokd.predictions import Predictions, find_video
 from videokd.report import figures
 from videokd.report.content import Answer, Film, Films, Missing, Panel, Picture, Plot, Section, shown
 from videokd.report.subject import Run, Subject
@@ -167,7 +168,7 @@ class _Studio:
         answers = {arm: _answer(arm, run.predictions, flip.id) for arm, run in nets.items()}
         made: dict[str, Any] = {"fault": ""}
         try:
-            video = self._video(flip, path)
+            video = self._video(flip)
             made |= self._shown(video)
             for arm, run in nets.items():
                 model = self._model(run)
@@ -189,15 +190,22 @@ class _Studio:
             **made,
         )
 
-    def _video(self, flip: Flip, path: str) -> Video:
-        if Path(path).exists():
-            return Video(id=flip.id, path=Path(path))
+    def _video(self, flip: Flip) -> Video:
+        predictions, run = flip.after.predictions, flip.after.path
+        assert predictions is not None
+        row = predictions.ids.index(flip.id)
+        if (place := find_video(predictions, row, run)) is not None:
+            return Video(id=flip.id, path=place)
+        # A video of a packed set is no file, and a list knows where its videos are now.
         source = flip.after.evaluation.get("list")
-        if source and Path(source).name == "index.jsonl":  # of a packed set: its videos are no files
-            for video in read_manifest(source, allow_leaks=True).videos:
-                if video.id == flip.id:
-                    return video
-        raise ValueError(f"{path} is no longer there")
+        listed: Sequence[Video] = ()
+        if source and Path(source).is_file():
+            with suppress(ValueError):  # a list that can't be read leaves the video not found
+                listed = read_manifest(source, allow_leaks=True).videos
+        for video in listed:
+            if video.id == flip.id and video.is_there():
+                return video
+        raise ValueError(f"{predictions.paths[row]} is not found from here ({Path.cwd()}), nor beside {run}")
 
     def _model(self, run: Run) -> Model[Any] | str:
         """The net of a run, or why there is none."""

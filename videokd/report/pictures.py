@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from videokd.report import figures
-from videokd.report.comparison import read_evaluation
 from videokd.report.looks import looks_of
 from videokd.report.svg import STYLE
+from videokd.run_files import read_evaluation
 from videokd.run_folder import read_metrics
 
 Runs = Mapping[str, Sequence[Path]]

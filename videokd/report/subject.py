@@ -13,14 +13,20 @@ from videokd.evaluate import gap_recovered, interval
 from videokd.fidelity import against_teacher
 from videokd.predictions import PREDICTIONS, Predictions, read_predictions
 from videokd.protocols import mean_over_folds
-from videokd.report.comparison import EVALUATION, check_same_test, score_of, trios, verdict
+from videokd.report.comparison import check_same_test, score_of, trios, verdict
 from videokd.report.content import Look, shown
 from videokd.report.differences import RunRecord, read_run
 from videokd.report.looks import ALONE, CONTROLS, DISTILLED, TEACHER, looks_of
-from videokd.run_files import read_run_file
+from videokd.run_files import (
+    EVALUATION,
+    INSIDE,
+    STUDY,
+    read_evaluation,
+    read_inside,
+    read_run_file,
+    read_study,
+)
 from videokd.run_folder import read_metrics
-
-STUDY, INSIDE = "study.json", "inside.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class Run:
     @cached_property
     def evaluation(self) -> Mapping[str, Any]:
         """What evaluation.json says; empty where there is none."""
-        return read_json(self.path / EVALUATION)
+        return read_evaluation(self.path) if (self.path / EVALUATION).is_file() else {}
 
     @cached_property
     def predictions(self) -> Predictions | None:
@@ -184,7 +190,7 @@ def subjects(folders: Sequence[Path]) -> list[Subject]:
 
 def of_study(folder: Path) -> Subject:
     """What a study's folder says."""
-    said = read_json(folder / STUDY)
+    said = read_study(folder)
     teacher = said.get("teacher") or {}
     arms = {}
     if teacher.get("runs"):
@@ -198,7 +204,7 @@ def of_study(folder: Path) -> Subject:
         title=folder.resolve().name,
         arms=arms,
         compared=said,
-        inside=read_json(folder / INSIDE),
+        inside=read_inside(folder),
         is_study=True,
         command=str(folder),
     )
@@ -232,9 +238,9 @@ def of_runs(folders: Sequence[Path]) -> Subject:
         name = role or _free(_stem(runs[0]), arms)
         arms[name] = Arm(name=name, runs=tuple(Run(path=run, pair=(0, _seed(run))) for run in runs))
     compared = _compared(arms, found, notes)
-    looked = [read_json(run / INSIDE) for run in folders if (run / INSIDE).is_file()]
-    here = {str(run.resolve()) for run in folders} | {str(teacher.resolve()) for teacher in teachers}
-    inside = next((one for one in looked if set(one.get("runs", ())) <= here), {})
+    here = {run.resolve() for run in (*folders, *teachers)}
+    looked = (run for run in folders if (run / INSIDE).is_file())
+    inside = next((read_inside(run) for run in looked if _inside_runs(run) <= here), {})
     title = _stem(folders[0]) if len(folders) == 1 else " · ".join(arms)
     return Subject(
         title=title, arms=arms, compared=compared, inside=inside, command=" ".join(str(run) for run in folders)
@@ -265,6 +271,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: if it is no JSON object.
     """
     return read_run_file(path) if path.is_file() else {}
+
+
+def _inside_runs(folder: Path) -> set[Path]:
+    """The runs that a folder's inside.json compares; they are written relative to the folder."""
+    return {(folder / run).resolve() for run in read_inside(folder).get("runs", ())}
 
 
 def _runs(study: Path, folders: Iterable[str], pairs: Sequence[Sequence[int]]) -> tuple[Run, ...]:
@@ -362,7 +373,7 @@ def _without_seed(run: Path, groups: Mapping[str, Sequence[Path]]) -> str:
     if not recipe:
         return str(run)
     seed = recipe.pop("seed", 0)
-    for name in ("track", "audit", "preflight", "checkpoint_every"):
+    for name in ("track", "audit", "preflight", "weak_teacher", "checkpoint_every"):
         recipe.pop(name, None)
     key = json.dumps(recipe, sort_keys=True)
     # The same recipe and seed twice: a repetition, which is looked at beside the first.

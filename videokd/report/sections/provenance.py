@@ -205,4 +205,4 @@ def _fingerprint(path: Path) -> str | None:
 
 def _list_hash(path: Path) -> str:
     found = _fingerprint(path)
-    return f"SHA-256 {found}" if found else "a folder" if path.is_dir() else "no longer there"
+    return f"SHA-256 {found}" if found else "a folder" if path.is_dir() else "not found from here"
