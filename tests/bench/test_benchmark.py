@@ -43,7 +43,16 @@ def run(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         teachers={"teacher": TrainedTeacher(checkpoint=str(folder / "taught"))},
     )
     (folder / "run" / "recipe.json").write_text(recipes.dump(recipe))
-    scored = {"top1": 0.75, "views": {"temporal": 5, "spatial": 3}}
+    scored = {
+        "classes": list(classes),
+        "clips": 12,
+        "skipped": [],
+        "temporal": {},
+        "params": 1,
+        "macs": 1,
+        "top1": 0.75,
+        "views": {"temporal": 5, "spatial": 3, "average": "probabilities"},
+    }
     (folder / "run" / "evaluation.json").write_text(json.dumps(scored))
     return folder / "run"
 
