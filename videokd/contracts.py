@@ -5,7 +5,7 @@ Letters used everywhere: B clips, T frames, H height, W width, C channels, K cla
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -55,6 +55,10 @@ class Uniform:
 
 Sampling = Dense | Timed | Segments | Uniform
 
+Resize = Literal["crop", "squash"]
+"""How a frame becomes the square that a model takes: "crop" keeps its shape and cuts out a square, "squash" resizes
+height and width each by its own factor."""
+
 
 def labelled(label: Tensor) -> Tensor:  # -> bool (B,)
     """Which clips have a label: class numbers int64 (B,), or float (B, K) shares of classes (of mixed clips, or 1 for
@@ -73,7 +77,13 @@ class InputSpec:
     sampling: Sampling = field(default_factory=Dense)
     """Which frames of the video."""
     crop_fraction: float = 0.875
-    """Crop side over the short side of the frame: 112 px from a short side of 128 is 0.875."""
+    """Crop side over the short side of the frame: 112 px from a short side of 128 is 0.875. With resize="squash", share
+    of the short side of the squashed frame: 1 shows all of a square one."""
+    resize: Resize = "crop"
+    """How the frame becomes a square."""
+    aspect: float = 1.0
+    """With resize="squash", width over height to which the frame is brought before the square is cut out: 1 where a
+    square is made of all of it, 171 / 128 for a resize to 128 x 171."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """RGB mean subtracted at the model's door, in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -84,6 +94,10 @@ class InputSpec:
             raise ValueError(f"frames and size must be at least 1, got frames={self.frames}, size={self.size}")
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction must lie in (0, 1], got {self.crop_fraction}")
+        if self.resize not in get_args(Resize):
+            raise ValueError(f"resize is one of {', '.join(get_args(Resize))}, got {self.resize!r}")
+        if not 0 < self.aspect < float("inf") or (self.resize == "crop" and self.aspect != 1):
+            raise ValueError(f"aspect is above 0, and 1 unless resize is 'squash', got {self.aspect}, {self.resize!r}")
 
     @property
     def short_side(self) -> int:

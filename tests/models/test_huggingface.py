@@ -173,6 +173,18 @@ def test_similarity_to_class_names_is_float32_under_autocast(name: str, original
 
 
 @torch.no_grad()
+def test_spectrograms_that_the_library_does_not_normalise_stay_as_they_are(originals: Path, tmp_path: Path) -> None:
+    shutil.copytree(originals / "ast", tmp_path / "ast")
+    written = json.loads((tmp_path / "ast" / "preprocessor_config.json").read_text())
+    (tmp_path / "ast" / "preprocessor_config.json").write_text(json.dumps(written | {"do_normalize": False}))
+    model = HuggingFaceSound(source=str(tmp_path / "ast"), input=SoundSpec(seconds=1.0)).build(None).eval()
+    extractor = ASTFeatureExtractor.from_pretrained(tmp_path / "ast")
+    sound = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    own = extractor(sound[0].numpy(), sampling_rate=16000, return_tensors="pt")["input_values"]
+    torch.testing.assert_close(model._spectra(sound), own)
+
+
+@torch.no_grad()
 def test_sound_logits_equal_the_librarys_own(originals: Path) -> None:
     model = HuggingFaceSound(source=str(originals / "ast"), input=SoundSpec(seconds=1.0)).build(None).eval()
     samples = 0.1 * torch.randn(2, 16000)

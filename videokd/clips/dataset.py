@@ -22,7 +22,7 @@ from videokd.clips.pictures import Box, Cut, cut_out, places, resized
 from videokd.clips.reading import Frames, VideoError, VideoIndex
 from videokd.clips.sound import read_sound, sound_start
 from videokd.clips.table import FrameTable
-from videokd.contracts import UNLABELLED, InputSpec, SoundSpec, ViewSpec
+from videokd.contracts import UNLABELLED, InputSpec, Resize, SoundSpec, ViewSpec
 
 VIEWS = 1
 """Raised whenever a (seed, clip, view number) comes to show something else: what was stored of it is refused then."""
@@ -102,8 +102,10 @@ class ClipDataset(Dataset[Sample]):
         self.backend: Backend = backend
         self.memory = memory
         self.short_side = max((spec.short_side for spec in self.specs.values()), default=1)
-        # The first party is the student: its crop fraction places the box for all, so that all see the same place.
+        # The first party is the student: its geometry places the box for all, so that all see the same place.
         self.crop_fraction = next((spec.crop_fraction for spec in self.specs.values()), 1.0)
+        self.resize: Resize = next((spec.resize for spec in self.specs.values()), "crop")
+        self.aspect = next((spec.aspect for spec in self.specs.values()), 1.0)
         self._class_numbers = {name: number for number, name in enumerate(manifest.classes)}
         self._flipped = views.flipped_classes(manifest.classes)
         self.table = FrameTable.beside(manifest.source)
@@ -187,7 +189,14 @@ class ClipDataset(Dataset[Sample]):
         if self.augment is None:
             grid, view = (self.grid, view_number) if self.grid else (views.ViewGrid(), 0)
             numbers = self._numbers(video, decoded, None, grid.position(view), grid.offset(view))
-            placement = grid.placement(view, height=height, width=width, crop_fraction=self.crop_fraction)
+            placement = grid.placement(
+                view,
+                height=height,
+                width=width,
+                crop_fraction=self.crop_fraction,
+                resize=self.resize,
+                aspect=self.aspect,
+            )
             starts = self._sound_starts(decoded, numbers, grid.position(view))
             return self._shown(_Look(numbers, starts, placement, self._target(video, flipped=False), None))
         rng = view_generator(self.seed, video.id, view_number)
@@ -198,6 +207,8 @@ class ClipDataset(Dataset[Sample]):
             width=width,
             crop_fraction=self.crop_fraction,
             rng=rng,
+            resize=self.resize,
+            aspect=self.aspect,
             may_flip=self._may_flip(video),
         )
         seed = int(rng.integers(2**62)) if self.augment.changes_appearance else None
@@ -322,7 +333,9 @@ def centred_box(index: VideoIndex, spec: InputSpec) -> Box:
     """The part of a video's frames that the centred test view of a single party shows, for those who read by
     themselves."""
     height, width = _nominal(index, spec.short_side)
-    placement = views.centred(height=height, width=width, crop_fraction=spec.crop_fraction)
+    placement = views.centred(
+        height=height, width=width, crop_fraction=spec.crop_fraction, resize=spec.resize, aspect=spec.aspect
+    )
     return _scaled(placement.box, (height, width), (index.height, index.width))
 
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from videokd.clips.pictures import Box
+from videokd.contracts import Resize
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomCrop:
-    """A square of the model's own crop fraction, anywhere in the frame."""
+    """A square of the model's own crop fraction, anywhere in the frame; for a model that squashes frames, a box of that
+    share of each side, which is always the whole frame where the fraction is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +145,24 @@ class ViewGrid:
         """Where in its segment a view's frame lies, from 0 to 1: views part the segment among them."""
         return (self._checked(view) // self.spatial + 0.5) / self.temporal
 
-    def placement(self, view: int, *, height: int, width: int, crop_fraction: float) -> "Placement":
-        """Where in frames of height x width pixels a view lies."""
+    def placement(
+        self, view: int, *, height: int, width: int, crop_fraction: float, resize: Resize = "crop", aspect: float = 1.0
+    ) -> "Placement":
+        """Where in frames of height x width pixels a view lies.
+
+        Raises:
+            ValueError: for 3 views in space of a model that squashes whole frames to squares: they would be the same.
+        """
         place = self._checked(view) % self.spatial
         if self.spatial == 1:
-            return centred(height=height, width=width, crop_fraction=crop_fraction)
-        side = min(height, width)
-        return Placement(Box((height - side) * place // 2, (width - side) * place // 2, side, side), flipped=False)
+            return centred(height=height, width=width, crop_fraction=crop_fraction, resize=resize, aspect=aspect)
+        if resize == "squash" and aspect == 1:
+            raise ValueError(
+                "the model squashes whole frames to squares (input.resize is 'squash'), so there are no 3 views in "
+                "space: take 1 (--spatial 1)"
+            )
+        down, across = _sides(height, width, 1.0, resize, aspect)
+        return Placement(Box((height - down) * place // 2, (width - across) * place // 2, down, across), flipped=False)
 
     def _checked(self, view: int) -> int:
         if not 0 <= view < len(self):
@@ -165,10 +178,12 @@ class Placement:
     flipped: bool
 
 
-def centred(*, height: int, width: int, crop_fraction: float) -> Placement:
-    """The test view: a square in the middle, not flipped."""
-    side = _side(height, width, crop_fraction)
-    return Placement(Box((height - side) // 2, (width - side) // 2, side, side), flipped=False)
+def centred(
+    *, height: int, width: int, crop_fraction: float, resize: Resize = "crop", aspect: float = 1.0
+) -> Placement:
+    """Return the test view: a box in the middle, not flipped."""
+    down, across = _sides(height, width, crop_fraction, resize, aspect)
+    return Placement(Box((height - down) // 2, (width - across) // 2, down, across), flipped=False)
 
 
 def drawn(
@@ -178,6 +193,8 @@ def drawn(
     width: int,
     crop_fraction: float,
     rng: np.random.Generator,
+    resize: Resize = "crop",
+    aspect: float = 1.0,
     may_flip: bool = True,
 ) -> Placement:
     """A training view of a frame of height x width pixels; not flipped unless it may be."""
@@ -193,7 +210,7 @@ def drawn(
             smallest, largest = augment.crop.fraction
             # The resized side is what is drawn evenly, and the fraction its inverse.
             crop_fraction = 1 / rng.uniform(1 / largest, 1 / smallest)
-        box_height = box_width = _side(height, width, crop_fraction)
+        box_height, box_width = _sides(height, width, crop_fraction, resize, aspect)
     top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
     return Placement(Box(int(top), int(left), box_height, box_width), flipped)
 
@@ -270,5 +287,11 @@ def _erased(frames: Tensor, erase: RandomErasing, rng: np.random.Generator) -> T
     return frames
 
 
-def _side(height: int, width: int, crop_fraction: float) -> int:
-    return max(1, round(min(height, width) * crop_fraction))
+def _sides(height: int, width: int, crop_fraction: float, resize: Resize, aspect: float) -> tuple[int, int]:
+    """Height and width of a model's box in a frame: a square, or what a square of the squashed frame is in it."""
+    if resize == "crop":
+        side = max(1, round(min(height, width) * crop_fraction))
+        return side, side
+    # The squashed frame is `aspect` wide and 1 high, and the square's side a share of the shorter one.
+    side_of = crop_fraction * min(1.0, aspect)
+    return max(1, round(height * side_of)), max(1, round(width * side_of / aspect))

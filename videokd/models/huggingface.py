@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from videokd.contracts import Dense, InputSpec
+from videokd.models.huggingface_input import preprocessing as preprocessing
 from videokd.models.model import nameless, unavailable
 
 
@@ -181,42 +181,6 @@ def classifier(
     return network, names
 
 
-def preprocessing(source: str, *, frames: int, size: int, any_size: bool = False) -> InputSpec:
-    """What the published model was trained to see: normalisation and crop from its preprocessor files.
-
-    Frames and size are those of its architecture, or of the files if it takes `any_size`. No file tells the stride: it
-    is 4, as VideoMAE's is on Kinetics; others were trained with more or less between frames.
-    """
-    found = _preprocessor(source)
-    spec = InputSpec(frames=frames, size=size)
-    mean: Any = spec.mean
-    std: Any = spec.std
-    if not found.get("do_normalize", True):
-        mean, std = 0.0, 1.0
-    elif "image_mean" not in found or "image_std" not in found:
-        warnings.warn(
-            f"{source} does not say how its input is normalised: ImageNet's mean and deviation are taken; "
-            "give the model an `input` to say otherwise",
-            stacklevel=5,
-        )
-    else:
-        mean, std = found["image_mean"], found["image_std"]
-    # The library takes (x * factor - offset - mean) / std of x in [0, 1].
-    factor, offset = 255.0, 0.0
-    if found.get("do_rescale", True):
-        factor *= found.get("rescale_factor", 1 / 255)
-        offset = float(found.get("offset", _kind(found).startswith("Vivit")))
-    crop, short = _crop(found, size=size)
-    return InputSpec(
-        frames=frames,
-        size=crop if any_size else size,
-        sampling=Dense(stride=4),
-        crop_fraction=min(1.0, crop / short) if short else spec.crop_fraction,
-        mean=_colours(mean, offset, factor),
-        std=_colours(std, 0.0, factor),
-    )
-
-
 def labels(config: Any) -> tuple[str, ...]:
     """The class names of a published head, in order."""
     return tuple(str(config.id2label[number]) for number in range(config.num_labels))
@@ -237,48 +201,6 @@ def _quiet() -> Iterator[None]:
             logs.enable_progress_bar()
 
 
-def _preprocessor(source: str) -> Mapping[str, Any]:
-    """What is written of a model's preprocessing; nothing where nothing is."""
-    for name, part in (
-        ("processor_config.json", "video_processor"),
-        ("processor_config.json", "image_processor"),
-        ("video_preprocessor_config.json", None),
-        ("preprocessor_config.json", None),
-    ):
-        path = _file(source, name)
-        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        if part is not None:
-            found = found.get(part, {})
-        if found:
-            return found
-    return {}
-
-
-def _kind(found: Mapping[str, Any]) -> str:
-    return str(found.get("video_processor_type") or found.get("image_processor_type"))
-
-
-def _crop(found: Mapping[str, Any], *, size: int) -> tuple[int, int | None]:
-    """Pixels of what is cut out, and of the short side that it is cut from, if that is written."""
-    resized, cut = found.get("size"), found.get("crop_size")
-    if not found.get("do_center_crop", True):
-        cut = None
-    if cut is None and isinstance(resized, Mapping) and "height" in resized:
-        cut = resized  # all of the picture, made a square
-    return _side(cut) or size, _side(resized)
-
-
-def _side(written: int | Mapping[str, int] | None) -> int | None:
-    if isinstance(written, Mapping):
-        return written.get("shortest_edge", written.get("height"))
-    return written
-
-
-def _colours(values: float | Sequence[float], offset: float, factor: float) -> tuple[float, float, float]:
-    red, green, blue = [values] * 3 if isinstance(values, int | float) else values
-    return (red + offset) / factor, (green + offset) / factor, (blue + offset) / factor
-
-
 def _layers(network: nn.Module, key: str) -> str | None:
     """The list of layers that a parameter is in: "encoder.layer" of "vit.encoder.layer.3.output.bias"."""
     found = re.match(r"(.+?)\.\d+\.", key.removeprefix(f"{network.base_model_prefix}."))
@@ -287,15 +209,6 @@ def _layers(network: nn.Module, key: str) -> str | None:
 
 def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-
-
-def _file(source: str, name: str) -> Path | None:
-    library = importlib.import_module("transformers.utils")
-    try:
-        found = library.cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    except OSError:
-        return None
-    return Path(found) if found else None
 
 
 def _not_had(source: str, error: Exception) -> ValueError:

@@ -31,7 +31,7 @@ class HuggingFaceImages(ModelConfig):
     source: str
     """A name on the hub, such as "openai/clip-vit-base-patch32", or a folder."""
     input: InputSpec | None = None
-    """None takes 8 frames at stride 4, size and normalisation from the published preprocessing."""
+    """None takes 8 frames at stride 4, and size, geometry and normalisation from the published preprocessing."""
     prompt: str = "a video of {}"
     """What a class name is put into."""
     architecture: str | None = None
@@ -57,7 +57,7 @@ class HuggingFaceImages(ModelConfig):
         vision = getattr(config, "vision_config", config)
         size, patch = (square(vision, name, source=self.source) for name in ("image_size", "patch_size"))
         any_size = config.model_type.startswith("dinov2")
-        spec = self.input or preprocessing(self.source, frames=8, size=size, any_size=any_size)
+        spec = self.input or preprocessing(self.source, frames=8, size=size, any_size=any_size, kind=config.model_type)
         if any_size and spec.size % patch:
             raise ValueError(f"{self.source} takes sizes that {patch} divides, got size={spec.size}")
         if not any_size and spec.size != size:

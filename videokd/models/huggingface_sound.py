@@ -57,7 +57,15 @@ class HuggingFaceSound(ModelConfig):
                 raise ValueError(
                     f"{self.source} takes {published.sampling_rate} samples a second, got {self.input.sample_rate}"
                 )
-            complete = replace(complete, mean=published.mean, std=published.std)
+            for name, own in (("num_mel_bins", config.num_mel_bins), ("max_length", config.max_length)):
+                if getattr(published, name) != own:
+                    raise ValueError(
+                        f"the preprocessing of {self.source} has {name}={getattr(published, name)}, and its "
+                        f"architecture takes {own}: give the model its mean and std"
+                    )
+            # The library takes (x - mean) / (2 std): so nothing is changed where it does not normalise.
+            mean, std = (published.mean, published.std) if published.do_normalize else (0.0, 0.5)
+            complete = replace(complete, mean=mean, std=std)
         extractor.mean, extractor.std = complete.mean, complete.std
         longest = config.max_length * 0.01
         if self.input.seconds > longest + 0.025:

@@ -43,8 +43,8 @@ class HuggingFaceVideo(ModelConfig):
     source: str
     """A name on the hub, such as "MCG-NJU/videomae-base-finetuned-kinetics", or a folder."""
     input: InputSpec | None = None
-    """None takes frames and size from the architecture, the normalisation from the published preprocessing, and every
-    fourth frame."""
+    """None takes frames and size from the architecture, geometry and normalisation from the published preprocessing
+    (refused where it can't be reproduced), and every fourth frame."""
     architecture: str | None = None
     """The model's own configuration as JSON; kept with a saved model, so that it needs nothing else."""
     drop_path: float | None = None
@@ -67,7 +67,9 @@ class HuggingFaceVideo(ModelConfig):
         config = described(self.source, self.architecture, list(_FAMILIES))
         family = _FAMILIES[config.model_type]
         own = _own_input(self.source, config)
-        spec = self.input or preprocessing(self.source, frames=own.frames, size=own.size, any_size=family.any_size)
+        spec = self.input or preprocessing(
+            self.source, frames=own.frames, size=own.size, any_size=family.any_size, kind=config.model_type
+        )
         _check_input(self.source, spec, own, family)
         if self.drop_path is not None:
             if not hasattr(config, "drop_path_rate"):
@@ -203,7 +205,7 @@ class XClipVision(ModelConfig):
     source: str
     """A name on the hub, such as "microsoft/xclip-base-patch32", or a folder."""
     input: InputSpec | None = None
-    """None takes frames and size from the architecture, and the normalisation from the published preprocessing."""
+    """None takes frames and size from the architecture, geometry and normalisation from the published preprocessing."""
     architecture: str | None = None
     """The model's own configuration as JSON; kept with a saved model."""
 
@@ -221,7 +223,7 @@ class XClipVision(ModelConfig):
         config = described(self.source, self.architecture, ["xclip"])
         vision = config.vision_config
         frames, size = vision.num_frames, square(vision, "image_size", source=self.source)
-        spec = self.input or preprocessing(self.source, frames=frames, size=size)
+        spec = self.input or preprocessing(self.source, frames=frames, size=size, kind="xclip")
         if (spec.frames, spec.size) != (frames, size):
             raise ValueError(
                 f"{self.source} takes {frames} frames of {size} px and no others: its positions are learned; "

@@ -8,13 +8,15 @@ from videokd.models.huggingface import transformers
 from videokd.models.huggingface_images import HuggingFaceImages
 from videokd.models.huggingface_video import HuggingFaceVideo, XClipVision
 from videokd.models.model import Model, ModelConfig, unavailable
-from videokd.models.torchvision_video import S3D, MViT, Swin3d, VideoResNet
+from videokd.models.torchvision_video import PUBLISHED_RESNET_INPUT, PUBLISHED_S3D_INPUT, S3D, MViT, Swin3d, VideoResNet
 
 TORCHVISION: dict[str, ModelConfig] = {
-    "r3d_18": VideoResNet(name="r3d_18", weights="R3D_18_Weights.KINETICS400_V1"),
-    "mc3_18": VideoResNet(name="mc3_18", weights="MC3_18_Weights.KINETICS400_V1"),
-    "r2plus1d_18": VideoResNet(name="r2plus1d_18", weights="R2Plus1D_18_Weights.KINETICS400_V1"),
-    "s3d": S3D(weights="S3D_Weights.KINETICS400_V1"),
+    "r3d_18": VideoResNet(name="r3d_18", weights="R3D_18_Weights.KINETICS400_V1", input=PUBLISHED_RESNET_INPUT),
+    "mc3_18": VideoResNet(name="mc3_18", weights="MC3_18_Weights.KINETICS400_V1", input=PUBLISHED_RESNET_INPUT),
+    "r2plus1d_18": VideoResNet(
+        name="r2plus1d_18", weights="R2Plus1D_18_Weights.KINETICS400_V1", input=PUBLISHED_RESNET_INPUT
+    ),
+    "s3d": S3D(weights="S3D_Weights.KINETICS400_V1", input=PUBLISHED_S3D_INPUT),
     "mvit_v1_b": MViT(name="mvit_v1_b", weights="MViT_V1_B_Weights.KINETICS400_V1"),
     "mvit_v2_s": MViT(name="mvit_v2_s", weights="MViT_V2_S_Weights.KINETICS400_V1"),
     "swin3d_t": Swin3d(name="swin3d_t", weights="Swin3D_T_Weights.KINETICS400_V1"),

@@ -18,7 +18,7 @@ from videokd.config import nearest
 from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs
 from videokd.models.layouts import INPUT, DryRun, Tap, dry_run, module_of, seen_at
 from videokd.models.model import ModelConfig, VideoModel, clip_map
-from videokd.models.published import Published, image_network, read_weights, set_drop_path
+from videokd.models.published import Published, image_network, read_weights, set_drop_path, warn_of_preset
 
 Video = Literal["b c t h w", "b t c h w", "(b t) c h w"]
 """How a network takes its video: channels first, frames first, or every frame as a picture of its own."""
@@ -122,6 +122,8 @@ class TorchvisionImages(ModelConfig):
         network, head, names = image_network(
             self.name, classes, size=self.input.size, weights=self.weights, pretrained=pretrained
         )
+        if pretrained and classes is None:
+            warn_of_preset(self.weights, self.input)  # their own head: a teacher as it was published
         if self.drop_path is not None:
             set_drop_path(network, self.drop_path, of=self.name)
         taps = {"frames": Tap(module=f"{head}{INPUT}", layout="(b t) c"), **self.taps}

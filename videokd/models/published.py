@@ -17,6 +17,7 @@ from torchvision.models import get_model_weights as weights_of
 from torchvision.ops import StochasticDepth
 
 from videokd.config import nearest
+from videokd.contracts import InputSpec, Resize
 from videokd.models.model import named, nameless, unavailable
 
 
@@ -108,6 +109,19 @@ def published(weights: str | None, *, head: str) -> Published | None:
     return Published(weights, state, head, tuple(categories) if categories else None)
 
 
+def warn_of_preset(weights: str | None, input: InputSpec) -> None:
+    """Warn where an input shows torchvision's weights another part of the picture than their preset does."""
+    if weights is None or _is_file(weights):
+        return
+    preset = get_weight(weights).transforms()
+    crop, short = preset.crop_size[0], preset.resize_size
+    fraction = min(1.0, crop / min(short))
+    if len(short) == 1:
+        warn_of_geometry(input, resize="crop", fraction=fraction, of=weights)
+    else:  # height and width, whatever the picture's shape
+        warn_of_geometry(input, resize="squash", fraction=fraction, of=weights, aspect=short[1] / short[0])
+
+
 class ImageNetwork(NamedTuple):
     """One of torchvision's image classifiers, with its weights."""
 
@@ -156,6 +170,25 @@ def image_network(
     if found:
         found.load(network, names)
     return ImageNetwork(network, head, names)
+
+
+def warn_of_geometry(input: InputSpec, *, resize: Resize, fraction: float, of: str, aspect: float = 1.0) -> None:
+    """Warn where published weights were trained on another part of the picture than an input shows.
+
+    Args:
+        input: of the model.
+        resize: how pictures became squares in training.
+        fraction: see `InputSpec.crop_fraction`.
+        of: the weights, by name.
+        aspect: see `InputSpec.aspect`.
+    """
+    differs = max(abs(input.crop_fraction - fraction), abs(input.aspect - aspect)) > 0.01
+    if input.resize != resize or differs:
+        warnings.warn(
+            f"{of} saw pictures by resize={resize!r} with crop_fraction={fraction:.3g} and aspect={aspect:.3g}; its "
+            f"input says {input.resize!r}, {input.crop_fraction:.3g} and {input.aspect:.3g}: set them in `input`",
+            stacklevel=4,
+        )
 
 
 def set_drop_path(network: nn.Module, rate: float, *, of: str) -> None:

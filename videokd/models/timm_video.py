@@ -14,7 +14,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from videokd.config import nearest
-from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs
+from videokd.contracts import Dense, FeatureMap, InputSpec, Outputs, Resize
 from videokd.models.model import (
     ModelConfig,
     VideoModel,
@@ -25,7 +25,7 @@ from videokd.models.model import (
     token_map,
     unavailable,
 )
-from videokd.models.published import Published, read_weights, unwrapped
+from videokd.models.published import Published, read_weights, unwrapped, warn_of_geometry
 from videokd.models.temporal import MeanOverTime, Recurrence, Shift, StageConv, TemporalAttention, TemporalConv
 
 Temporal = Literal["average", "shift", "conv", "conv_stages", "gru", "attention"]
@@ -90,6 +90,8 @@ class TimmVideo(ModelConfig):
             if self.weights != "timm":
                 load_file(backbone, self.weights, keep_head=classes is None)
             _check_normalisation(self, backbone.pretrained_cfg)
+            if self.weights == "timm" and self.is_published:
+                _check_geometry(self, backbone.pretrained_cfg)
         published = _labels(backbone) if classes is None and self.weights is not None else None
         names = named(classes, published, of=self.backbone)
         head = _published_head(self, backbone) if classes is None else None
@@ -391,3 +393,17 @@ def _check_normalisation(config: TimmVideo, published: Any) -> None:
             f"{config.input.mean} and {config.input.std}: set input.mean and input.std",
             stacklevel=3,
         )
+
+
+def _check_geometry(config: TimmVideo, published: Any) -> None:
+    """Warns where a teacher of single frames is shown another part of them than it was trained on."""
+    mode, fraction = published["crop_mode"], float(published["crop_pct"])
+    if mode == "border":
+        warnings.warn(
+            f"the weights of {config.backbone} were trained on pictures with borders (crop_mode='border'), which "
+            "can't be reproduced: take another backbone as a teacher",
+            stacklevel=3,
+        )
+        return
+    resize: Resize = "squash" if mode == "squash" else "crop"
+    warn_of_geometry(config.input, resize=resize, fraction=fraction, of=f"timm's {config.backbone}")

@@ -1,7 +1,7 @@
 """torchvision's video networks as teachers: their own layers and weights, with every stage as a tap."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -24,7 +24,7 @@ from videokd.models.model import (
     step_times,
     token_map,
 )
-from videokd.models.published import published, set_drop_path
+from videokd.models.published import published, set_drop_path, warn_of_preset
 
 RESNET_INPUT = InputSpec(
     frames=16,
@@ -50,6 +50,10 @@ MVIT_INPUT = InputSpec(
     mean=(0.45, 0.45, 0.45),
     std=(0.225, 0.225, 0.225),
 )
+PUBLISHED_RESNET_INPUT = replace(RESNET_INPUT, resize="squash", aspect=171 / 128)
+"""What torchvision's weights were scored on: it resizes to 128 x 171 whatever the shape of the video."""
+PUBLISHED_S3D_INPUT = replace(S3D_INPUT, resize="squash")
+"""Likewise: to 256 x 256."""
 SWIN_INPUT = InputSpec(frames=32, size=224, sampling=Dense(stride=2), crop_fraction=0.875)
 
 
@@ -69,6 +73,8 @@ class VideoResNet(ModelConfig):
         network = get_model(self.name, weights=None, num_classes=len(names))
         if found:
             found.load(network, names)
+        if found and classes is None:
+            warn_of_preset(self.weights, self.input)
         return VideoResNetModel(self, names, network)
 
 
@@ -124,6 +130,8 @@ class S3D(ModelConfig):
         network = TorchvisionS3D(num_classes=len(names), dropout=self.dropout)
         if found:
             found.load(network, names)
+        if found and classes is None:
+            warn_of_preset(self.weights, self.input)
         return S3DModel(self, names, network)
 
 
