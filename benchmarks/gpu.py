@@ -1,4 +1,4 @@
-"""Teachers and students on one GPU, in under ten minutes: clips a second, against what the GPU can do at best.
+"""Teachers and students on one GPU: clips a second, against what the GPU can do at best.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
@@ -11,8 +11,10 @@ clip a call, for its latency. Weights are random, which changes no time. What is
     one clip, CUDA graphs   at most a third of the eager latency
     events and wall clock   the same rate within 2 %
 
-`--out` gets the JSON of all networks, with a table (.md), a page (.html) and its plots beside it. With --quick
-everything is small, and runs on a CPU too, to see that it works; its figures mean nothing.
+`--out` gets the JSON of all networks, with a table (.md), a page (.html) and its plots beside it, after each network:
+what was measured is there if it is stopped. It may take more than ten minutes, most of them for
+compiling: `--only NAME...` measures some of the networks. With --quick everything is small, and runs on a CPU too, to
+see that it works; its figures mean nothing. Products in fp32 are without TF32, or all as TF32 with --tf32.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from videokd.bench.results import SCHEMA, Measurement, Results, write_results
 from videokd.bench.subjects import Party, Subject
 from videokd.bench.variants import Variant
 from videokd.contracts import Dense, InputSpec
+from videokd.disk import write_text
 from videokd.machine import Machine
 from videokd.models import CompactShift, HuggingFaceVideo, ModelConfig, TimmVideo, catalogue
 from videokd.report.speed.page import write_speed_page
@@ -40,7 +43,7 @@ from videokd.report.tables import markdown_table
 
 FRAMES = InputSpec(frames=8, size=224, sampling=Dense(stride=4))
 CLASSES = [f"class {number}" for number in range(400)]
-COLUMNS = ("network", "clips", "variant", "clips/s", "p50 ms", "of limit %", "events / wall", "memory GB")
+COLUMNS = ("network", "clips", "variant", "clips/s (wall)", "p50 ms (wall)", "of limit %", "events / wall", "memory GB")
 
 
 def videomae(**sizes: int) -> ModelConfig:
@@ -75,7 +78,7 @@ def students() -> dict[str, tuple[ModelConfig, int]]:
     return {name: (TimmVideo(backbone=backbone, input=FRAMES, weights=None), 128) for name, backbone in names.items()}
 
 
-def measured(name: str, config: ModelConfig, clips: int, *, device: str, quick: bool) -> Results:
+def measured(name: str, config: ModelConfig, clips: int, *, device: str, quick: bool, tf32: bool = False) -> Results:
     """One network: all variants at `clips` a call, and two of them at one."""
     on_gpu = device.startswith("cuda")
     many: tuple[Variant, ...] = ("eager", "bf16", "compile-bf16", "cuda-graphs-bf16") if on_gpu else ("eager", "bf16")
@@ -86,6 +89,8 @@ def measured(name: str, config: ModelConfig, clips: int, *, device: str, quick: 
         parts=("inference", "ceilings"),
         variants=many,
         batch_size=2 if quick else clips,
+        latency=False,  # below, in more variants
+        tf32=tf32,
         machine=Machine(device=device),
         patience=Patience(rounds=3 if quick else 10, turn_seconds=0.01 if quick else 0.2),
     )
@@ -106,7 +111,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 def _row(results: Results, found: Any, one: Measurement) -> tuple[str, ...]:
     if one.name not in found:
-        return (one.party, f"{one.clips}", one.variant, one.error or "", "", "", "", "")
+        return (one.party, f"{one.clips}", one.variant, f"not measured: {one.error}", *["-"] * 4)
     said, share = found[one.name], share_of_limit(results, found, one)
     device = sum(timed.device or 0.0 for timed in one.rounds)
     wall = sum(timed.wall for timed in one.rounds)
@@ -128,34 +133,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="*", help="names of networks")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tf32", action="store_true", help="products in fp32 as TF32")
     args = parser.parse_args(arguments)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("no GPU here: --device cpu --quick shows that the script works")
     networks = {"CompactShift": (CompactShift(), 2)} if args.quick else {**teachers(), **students()}
     if unknown := set(args.only or ()) - networks.keys():
         raise SystemExit(f"no network {', '.join(sorted(unknown))}; there are {', '.join(networks)}")
-    found = []
-    for name, (config, clips) in networks.items():
-        if not args.only or name in args.only:
-            found.append(measured(name, config, clips, device=args.device, quick=args.quick))
-            for row in rows(found[-1]):
-                print(" | ".join(row), flush=True)
-    table = markdown_table(COLUMNS, [row for results in found for row in rows(results)])
-    print(f"\n{table}")
+    found: list[Results] = []
+    chosen = [name for name in networks if not args.only or name in args.only]
+    for name in chosen:
+        config, clips = networks[name]
+        found.append(measured(name, config, clips, device=args.device, quick=args.quick, tf32=args.tf32))
+        for row in rows(found[-1]):
+            print(" | ".join(row), flush=True)
+        if args.out:  # after each: it may be stopped, or run out of the time that it was given
+            write(found, args.out, left=chosen[len(found) :])
+    print(f"\n{table(found)}")
     if args.out:
-        about = found[0].setting
-        together = Results(
-            subject="benchmarks/gpu.py",
-            setting={**about, "commit": git("rev-parse", "HEAD")},
-            networks=[network for results in found for network in results.networks],
-            measurements=[one for results in found for one in results.measurements],
-            ceilings=found[0].ceilings,
-            noise=[ratio for results in found for ratio in results.noise],
-        )
-        write_results(args.out, together)
-        args.out.with_suffix(".md").write_text(table + "\n")
-        write_speed_page([together], args.out.with_name(f"{args.out.stem}_page.html"))
         print(f"{args.out} ({SCHEMA})")
+
+
+def table(found: Sequence[Results]) -> str:
+    return markdown_table(COLUMNS, [row for results in found for row in rows(results)])
+
+
+def write(found: Sequence[Results], out: Path, *, left: Sequence[str]) -> None:
+    """The JSON of the networks so far, with table and page; `left` are those that are still to be measured."""
+    together = Results(
+        subject="benchmarks/gpu.py",
+        setting={**found[0].setting, "commit": git("rev-parse", "HEAD")},
+        networks=[network for results in found for network in results.networks],
+        measurements=[one for results in found for one in results.measurements],
+        ceilings=found[0].ceilings,
+        noise=[ratio for results in found for ratio in results.noise],
+        notes=[note for results in found for note in results.notes],
+        partial=f"it did not come to its end; not measured: {', '.join(left)}" if left else "",
+    )
+    write_results(out, together)
+    write_text(out.with_suffix(".md"), table(found) + "\n")
+    write_speed_page([together], out.with_name(f"{out.stem}_page.html"))
 
 
 if __name__ == "__main__":

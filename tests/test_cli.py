@@ -287,7 +287,8 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
-    assert (process.returncode, said) == (130, "videokd: stopped\n")
+    stopped = "videokd: stopped; no result was written; run it again with: videokd losses\n"
+    assert (process.returncode, said) == (130, stopped)
 
 
 def test_a_set_is_checked_and_packed_and_trained_on(

@@ -47,7 +47,7 @@ FLOORS = {
     "processes": 0,
     "disk": 0,
     "json_files": 0,
-    "interruption": 0,
+    "interruption": -1,
     "stopping": 5,
     "gradients": 5,
     "tally": 1,

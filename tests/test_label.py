@@ -688,5 +688,5 @@ def test_ctrl_c_on_the_command_line_leaves_a_shard_to_go_on_with(recipe: Recipe,
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"go on with: videokd label {source} --out {out} --views 500" in said
+    assert f"resume with: videokd label {source} --out {out} --views 500" in said
     assert partial.stat().st_size > 0

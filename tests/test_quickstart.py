@@ -101,7 +101,7 @@ def test_an_interrupted_quickstart_says_how_to_go_on_and_does(
 
     with monkeypatch.context() as patch:
         patch.setattr("videokd.train.seed_step", ctrl_c_in_the_first_student)
-        with pytest.raises(Interrupted, match="go on with: the same command and --resume"):
+        with pytest.raises(Interrupted, match="resume with: the same command and --resume"):
             quickstart(tmp_path / "out", seeds=2, scale=TINY, console=QUIET)
     report = quickstart(tmp_path / "out", seeds=2, scale=TINY, resume=True, console=QUIET)
     # As if nothing had happened, and as without the second regime.

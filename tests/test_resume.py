@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import videokd.train as train_module
+from videokd.assembly import Assembly
 from videokd.checkpoint import State, read_step
+from videokd.contracts import Batch
 from videokd.disk import held
 from videokd.distill import Term
+from videokd.interruption import Handled, StopSignal
 from videokd.losses import CRD, CrossEntropy, FrameFeatures, SoftTargets, TemporalAffinity
 from videokd.models import CompactShift, load_model, save_model
 from videokd.recipe import Recipe, TrainedTeacher, load
 from videokd.run_folder import RunFolder, read_metrics
+from videokd.stopping import Validations
 from videokd.train import Interrupted, train
 from videokd.weighting import Uncertainty
 
@@ -131,7 +136,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_that_was_running(
 
     with monkeypatch.context() as patch:
         patch.setattr("videokd.train.seed_step", step)
-        with pytest.raises(Interrupted, match=r"after step 5; go on with: videokd train --resume") as stop:
+        with pytest.raises(Interrupted, match=r"after step 5; resume with: videokd train --resume") as stop:
             train(recipe, tmp_path / "parts", console=QUIET)
     assert stop.value.number == number
     assert read_step(tmp_path / "parts" / "checkpoint.safetensors") == 5
@@ -374,15 +379,15 @@ def test_a_run_that_is_killed_after_its_last_step_says_what_it_would_have_said(
     score = {"val_mean_class_accuracy": 0.0}
     monkeypatch.setattr("videokd.train._validate", lambda *_: {"val_top1": next(scores), **score})
     whole = train(recipe, tmp_path / "whole", console=QUIET)
-    seed_step = train_module.seed_step
+    add = Validations.add
 
-    def stop_at_last(seed: int, step: int) -> None:
-        seed_step(seed, step)
+    def stop_at_last(self: Validations, step: int, found: Mapping[str, float]) -> bool:
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
+        return add(self, step, found)
 
     with monkeypatch.context() as patch:
-        patch.setattr("videokd.train.seed_step", stop_at_last)
+        patch.setattr(Validations, "add", stop_at_last)
         patch.setattr("videokd.train.save_model", lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
             train(recipe, tmp_path / "parts", console=QUIET)
@@ -391,3 +396,85 @@ def test_a_run_that_is_killed_after_its_last_step_says_what_it_would_have_said(
     for name in ("steps", "weights_of_step", "val_top1", "losses"):
         assert parts[name] == whole[name]
     assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_is_stopped_in_a_validation_repeats_it_when_it_is_resumed(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=6), validate_every=3)
+    train(recipe, tmp_path / "whole", console=QUIET)
+    validate, calls = train_module._validate, [0]
+
+    def stopped(*args: Any) -> dict[str, float]:
+        calls[0] += 1
+        if calls[0] in (1, 3):  # in the first validation, and in the last one
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the validation went on")
+        return validate(*args)
+
+    monkeypatch.setattr("videokd.train._validate", stopped)
+    with pytest.raises(Interrupted, match="stopped after step 3; resume with"):
+        train(recipe, tmp_path / "parts", console=QUIET)
+    with pytest.raises(Interrupted, match="stopped after step 6; resume with"):
+        train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_a_signal_ends_the_wait_for_a_batch(eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=6))
+    train(recipe, tmp_path / "whole", console=QUIET)
+    batches = Assembly.batches
+
+    def slow(self: Assembly, steps: range) -> Iterator[Batch]:
+        for step, batch in zip(steps, batches(self, steps), strict=True):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+                pytest.fail("it waited for the batch of step 5")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Assembly, "batches", slow)
+        with pytest.raises(Interrupted, match="stopped after step 4; resume with") as stop:
+            train(recipe, tmp_path / "parts", console=QUIET)
+    assert stop.value.number == signal.SIGTERM
+    train(recipe, tmp_path / "parts", resume=True, console=QUIET)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_signal_in_the_last_step_finishes_the_run_and_is_not_dropped(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=2))
+    write = train_module.save_model
+
+    def stopped(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(*args)
+
+    monkeypatch.setattr("videokd.train.save_model", stopped)
+    with pytest.raises(Interrupted, match=r"stopped after step 2, the last one: the run is finished"):
+        train(recipe, tmp_path / "run", console=QUIET)
+    assert train(recipe, tmp_path / "run", or_resume=True, console=QUIET)["steps"] == 2
+
+
+@pytest.mark.parametrize(("where", "begun"), [("_preflight", False), ("_seen", True)])
+def test_a_signal_before_the_first_step_is_not_dropped(
+    eventful: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, begun: bool
+) -> None:
+    recipe = replace(eventful, optim=replace(eventful.optim, steps=2), preflight=1)
+
+    def stopped(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it went on")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, Handled():
+        patch.setattr(f"videokd.train.{where}", stopped)
+        with pytest.raises(Interrupted if begun else StopSignal, match="resume with" if begun else "stopped by SIGINT"):
+            train(recipe, run, console=QUIET)
+    assert run.exists() == begun
+    train(recipe, run, resume=begun, console=QUIET)
+    train(recipe, tmp_path / "whole", console=QUIET)
+    assert same(tmp_path / "whole", run)

@@ -219,7 +219,7 @@ def test_an_interrupted_study_says_how_to_go_on_and_ends_as_if_nothing_had_happe
     out, plan = tmp_path / "out", tiny(drawn_set, arms=("label_smoothing", "shuffled_teacher"))
     with monkeypatch.context() as patch:
         patch.setattr("videokd.train.seed_step", ctrl_c)
-        with pytest.raises(Interrupted, match=r"go on with: videokd study mine\.py"):
+        with pytest.raises(Interrupted, match=r"resume with: videokd study mine\.py"):
             study(plan, out, console=QUIET, go_on="videokd study mine.py")
     with pytest.raises(ValueError, match="7 runs never finished, or were not scored: alone-seed1, label_smoothing"):
         results(plan, out)

@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     train(distilled, tmp_path / "whole", console=QUIET)
     with monkeypatch.context() as patch:
         interrupt_after(step, patch)
-        with pytest.raises(Interrupted, match=f"after step {step}; go on with: videokd train --resume"):
+        with pytest.raises(Interrupted, match=f"after step {step}; resume with: videokd train --resume"):
             train(distilled, tmp_path / "parts", console=QUIET)
     assert not (tmp_path / "parts" / "model.json").exists()
     train(distilled, tmp_path / "parts", resume=True, console=QUIET)

@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from videokd.interruption import deferred, note_written
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     write_bytes(path, text.encode())
 
 
+@deferred()
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, and returns when it is on the disk.
 
@@ -30,6 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
         raise OSError(error.errno, f"{path} can't be written: {error.strerror}") from error
     sync_folder(path.parent)
+    note_written(str(path))
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from videokd.clips.order import ClipView
 from videokd.clips.shuffling import check_pieces, with_shuffled
 from videokd.contracts import Batch, Outputs
 from videokd.distill import check_terms
-from videokd.interruption import Interruption
+from videokd.interruption import Interruption, deferred
 from videokd.machine import terminal
 from videokd.progress import LINE_SECONDS, bar
 from videokd.recipe import Recipe, TrainedTeacher
@@ -54,14 +54,14 @@ _ROUNDING = 2.0**-11
 
 
 class Stopped(Interruption):
-    """Ctrl-C: what was computed is kept."""
+    """Ctrl-C or SIGTERM: what was computed is kept."""
 
     def __init__(self, done: int, rows: int) -> None:
         super().__init__(f"stopped after {done} of the shard's {rows} records, which are kept")
 
-    def add_go_on(self, command: str) -> None:
-        """Says with what to go on."""
-        self.args = (f"{self}; go on with: {command}",)
+    def add_command(self, command: str) -> None:
+        """Adds the command that resumes it to the message."""
+        self.args = (f"{self}; resume with: {command}",)
 
 
 def label(
@@ -94,7 +94,7 @@ def label(
         ValueError: for a recipe that can't be trained on stored outputs, a folder that holds something else, too
             little room on the disk, outputs that are not numbers, or videos that change meanwhile.
         VideoError: for a broken video, if `data.on_bad_video` is "error".
-        Stopped: after Ctrl-C.
+        Stopped: after Ctrl-C or SIGTERM.
     """
     console, folder, (number, shards) = console or terminal(), Path(folder), shard
     views = recipe.data.views if views is None else views
@@ -147,7 +147,8 @@ def label(
             raise Stopped(writer.done, rows) from None
         _check_unchanged(clips[mine.start : mine.stop], hashes.of(work.clips.videos[mine.start : mine.stop]), writer)
         hashes.save()
-        writer.finish(_made(work.recipe))
+        with deferred():
+            writer.finish(_made(work.recipe))
     return missing_shards(folder, shards)
 
 
@@ -334,7 +335,8 @@ def _compute(work: _Work, order: "_ViewsOf", writer: ShardWriter, *, top_k: int 
                 places = {(work.clips.videos[clip].id, view): place for place, (clip, view) in enumerate(pairs)}
                 where = [places[one] for one in zip(batch.id, batch.view.tolist())]
                 records[where] = encoded(_said(work, batch), batch.id, writer.layout, top_k=top_k)
-            writer.append(records)
+            with deferred():
+                writer.append(records)
             now = time.monotonic()
             if step == 1:
                 started, before, said = now, writer.done, now

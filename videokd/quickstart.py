@@ -245,7 +245,7 @@ def _run(recipe: Recipe, folder: Path, resume: bool, **shared: Any) -> float:
         try:
             summary = train(recipe, folder, resume=resume and started, **shared)
         except Interrupted as stop:
-            raise Interrupted(stop.step, "the same command and --resume") from stop
+            raise Interrupted(stop.step, "the same command and --resume", number=stop.number) from stop
     return float(summary["seconds"])
 
 

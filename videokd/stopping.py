@@ -1,15 +1,11 @@
-"""Why a run stops before its end: a signal, a loss that is no number, validations that bring nothing."""
+"""Why a run stops before its end, signals apart: a loss that is NaN or infinite, validations without a new best."""
 
-import signal
-import threading
 from collections.abc import Mapping, Sequence
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from videokd.processes import is_distributed
 from videokd.recipe import Recipe
 
 
@@ -79,38 +75,13 @@ class Validations:
         """The last one."""
         return self.rows[-1] if self.rows else None
 
+    def has(self, step: int) -> bool:
+        """Whether there was one after this step."""
+        return any(row["step"] == step for row in self.rows)
+
     @property
     def enough(self) -> bool:
         """Whether so many validations brought nothing that it is time to stop."""
         if self._patience is None or self.best is None:
             return False
         return len(self.rows) - 1 - self.rows.index(self.best) >= self._patience
-
-
-class Stop:
-    """Turns Ctrl-C and SIGTERM into a request to stop after the step; a second Ctrl-C stops at once.
-
-    Of several processes none stops by itself: torchrun passes a signal on, which then comes twice.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.number: int = signal.SIGINT
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT and not is_distributed():
-            raise KeyboardInterrupt
-        self.requested, self.number = True, number

@@ -25,6 +25,7 @@ from videokd.disk import write_text
 from videokd.distill import check_taps
 from videokd.evaluate import evaluate
 from videokd.fidelity import against_teacher
+from videokd.interruption import raise_if_stopped
 from videokd.json_files import read_object
 from videokd.leaks import shared, trained_on
 from videokd.machine import terminal
@@ -252,6 +253,7 @@ class _Runs:
         self._run(arm, recipe, fold.run(arm, seed), whole)
 
     def _run(self, arm: str, recipe: Recipe, folder: Path, whole: Manifest) -> None:
+        raise_if_stopped()
         finished = (folder / "model.json").is_file()
         try:
             summary = train(

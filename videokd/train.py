@@ -1,11 +1,10 @@
 """Runs a recipe: the loop, in the open, from clips to a trained student."""
 
 import json
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from videokd import recipe as recipes
 from videokd.acceleration import compile_in_place, to_channels_last
 from videokd.assembly import Assembly, assemble
 from videokd.averaging import WeightAverage
-from videokd.checkpoint import State
+from videokd.checkpoint import State, read_step
 from videokd.clips.dataset import ClipDataset, FrameMemory
 from videokd.config import code_of, from_plain, to_plain
 from videokd.contracts import Batch
@@ -27,7 +26,7 @@ from videokd.distill import Step, Term
 from videokd.environment import environment
 from videokd.evaluate import predict
 from videokd.gradients import backward
-from videokd.interruption import Interruption
+from videokd.interruption import Interruption, StopSignal, at_once, deferred, stop_requested
 from videokd.json_files import read_json
 from videokd.label import audit
 from videokd.machine import seed_step, terminal
@@ -51,7 +50,7 @@ from videokd.progress import Display, bar
 from videokd.recipe import Recipe
 from videokd.run_files import read_run_file
 from videokd.run_folder import RunFolder, read_metrics, resume_command
-from videokd.stopping import Finite, NotFiniteError, Stop, Validations
+from videokd.stopping import Finite, NotFiniteError, Validations
 from videokd.tally import Tally
 from videokd.teachers import Mixture, Teacher, all_targets
 from videokd.timing import Stopwatch, bound_by
@@ -64,11 +63,18 @@ _WORTH_TELLING = 60.0
 
 
 class Interrupted(Interruption):
-    """Ctrl-C or SIGTERM: the run wrote a checkpoint and stopped."""
+    """Ctrl-C or SIGTERM: the run wrote a checkpoint, or is finished.
 
-    def __init__(self, step: int, go_on: str, *, number: int = signal.SIGINT) -> None:
-        super().__init__(f"stopped after step {step}; go on with: {go_on}")
-        self.step, self.number = step, number
+    Args:
+        step: the last one that is kept.
+        resume_with: a command; None where the run is finished.
+        number: of the signal.
+    """
+
+    def __init__(self, step: int, resume_with: str | None, *, number: int | None = None) -> None:
+        how = "the last one: the run is finished" if resume_with is None else f"resume with: {resume_with}"
+        super().__init__(f"stopped after step {step}{',' if resume_with is None else ';'} {how}", number=number)
+        self.step = step
 
 
 def train(
@@ -99,7 +105,8 @@ def train(
         ValueError: before the first step, for anything in the recipe that can't work; or at a loss that is not finite.
         VideoError: for a broken video, unless `data.on_bad_video` is "skip".
         OSError: if the folder can't be written; the last checkpoint that could be stays.
-        Interrupted: after Ctrl-C or SIGTERM.
+        Interrupted: after Ctrl-C or SIGTERM, once the run has begun.
+        KeyboardInterrupt: after Ctrl-C before that, or a second one.
     """
     for one in recipe.track:
         require(one)
@@ -113,16 +120,25 @@ def train(
             console.print(f"{path} is finished")
             return read_run_file(path / "summary.json")
         wait_for_all()  # all have looked at the folder before the first of them writes
-        with ExitStack() as until_the_end:
-            return _train(
-                recipe,
-                run,
-                until_the_end,
-                resume=resume,
-                teachers=teachers,
-                memory=memory,
-                console=console,
-            )
+        try:
+            with ExitStack() as until_the_end:
+                return _train(
+                    recipe,
+                    run,
+                    until_the_end,
+                    resume=resume,
+                    teachers=teachers,
+                    memory=memory,
+                    console=console,
+                )
+        except StopSignal as stop:
+            if not (path / "recipe.json").is_file():
+                raise  # there is no run yet
+            if run.is_finished:
+                summary = read_run_file(path / "summary.json")
+                raise Interrupted(summary["steps"], None, number=stop.number) from None
+            step = read_step(run.checkpoint_path) if run.checkpoint_path.is_file() else 0
+            raise Interrupted(step, _go_on(path, recipe), number=stop.number) from None
 
 
 def _train(
@@ -160,12 +176,14 @@ def _train(
     if is_first():
         run.path.mkdir(parents=True, exist_ok=True)
         until_the_end.enter_context(held(run.path))
-        run.begin()
-        run.note_environment(environment())
-        if report is not None:
-            write_text(run.path / "preflight.json", json.dumps(report.as_plain(), indent=2) + "\n")
-        if not begun and any(made.taken.values()):
-            write_text(run.fitted_path, json.dumps(to_plain(made.terms), indent=2) + "\n")
+        noted = environment()
+        with deferred():
+            run.begin()
+            run.note_environment(noted)
+            if report is not None:
+                write_text(run.path / "preflight.json", json.dumps(report.as_plain(), indent=2) + "\n")
+            if not begun and any(made.taken.values()):
+                write_text(run.fitted_path, json.dumps(to_plain(made.terms), indent=2) + "\n")
     if recipe.machine.compile != "no":
         for network in made.networks:
             compile_in_place(network, recipe.machine.compile)
@@ -194,8 +212,10 @@ def _train(
     told, frozen = False, False
     row: dict[str, Any] = next((row for row in reversed(read_metrics(run.path)) if "total" in row), {})
     student.train()
+    # A step is never cut in two, nor is what the run leaves: a signal is acted on between steps, in validation, or at
+    # the end. No process of several stops by itself: the others would wait for it.
+    until_the_end.enter_context(deferred(is_patient=is_distributed()))
     with (
-        Stop() as stop,
         trackers(
             recipe.track if is_first() else (),
             run.path,
@@ -211,9 +231,30 @@ def _train(
             if is_first():
                 run.save(state)
 
+        def validate(clips: ClipDataset) -> None:
+            step = state.step
+            with display.stopped(), average.in_place_of(model) if average else nullcontext():
+                with at_once():
+                    found = _validate(model, clips, recipe)
+                if validated.add(step, found) and recipe.keep == "best":
+                    state.best = {name: one.detach().clone() for name, one in model.state_dict().items()}
+            _log(run, tracked, step, found)
+            if "val_map" in found:
+                display.validated(found["val_map"], "mAP")
+            else:
+                display.validated(found["val_top1"])
+
+        def is_due(step: int) -> bool:
+            """Whether there is a validation after this step."""
+            return made.val_clips is not None and (step % recipe.validate_every == 0 or step == steps)
+
+        first = state.step
+        until_the_end.enter_context(_saved_when_stopped(run, recipe, state, save))
+        if first and is_due(first) and not validated.has(first) and made.val_clips is not None:
+            validate(made.val_clips)  # the run was stopped in it
         # A run that was ended before its time, and then killed before it could say so, has no steps left.
-        coming = made.batches(range(state.step, state.step if validated.enough else steps))
-        for step, batch in enumerate(watch.waited(_or_save(coming, save)), start=state.step + 1):
+        coming = made.batches(range(first, first if validated.enough else steps))
+        for step, batch in enumerate(watch.waited(_or_save(_stoppable(coming), save)), start=first + 1):
             if recipe.machine.compile == "cuda-graphs":
                 torch.compiler.cudagraph_mark_step_begin()
             tally.add(batch, step)
@@ -230,7 +271,7 @@ def _train(
                 losses, right = backward(learn, batch, targets, recipe, scaler, progress=step / steps)
                 wrong = finite.wrong(losses, step)
                 # No process stops by itself: the others would wait for it.
-                said = largest_of_all(2 if wrong else int(stop.requested))
+                said = largest_of_all(2 if wrong else int(stop_requested() is not None))
                 if said == 2:
                     raise NotFiniteError(wrong or f"at step {step} losses of another process are not finite")
                 scaler.unscale_(optimizer)
@@ -260,28 +301,20 @@ def _train(
                 # Preflight said so already, of a new run.
                 if report is None and sum(shares.values()) * (steps - step) > _WORTH_TELLING:
                     console.print(f"{run.path.name}: {bound_by(**shares)}")
-            due = made.val_clips is not None and (step % recipe.validate_every == 0 or last)
+            due = is_due(step)
             keep = step % recipe.checkpoint_every == 0 and not last
             if (due or keep or said or last) and largest_of_all(int((wrong := finite.of_last_step()) is not None)):
                 raise NotFiniteError(wrong or f"at step {step} losses of another process are not finite")
             if due and made.val_clips is not None:
-                with display.stopped(), average.in_place_of(model) if average else nullcontext():
-                    found = _validate(model, made.val_clips, recipe)
-                    if validated.add(step, found) and recipe.keep == "best":
-                        state.best = {name: one.detach().clone() for name, one in model.state_dict().items()}
-                _log(run, tracked, step, found)
-                if "val_map" in found:
-                    display.validated(found["val_map"], "mAP")
-                else:
-                    display.validated(found["val_top1"])
+                validate(made.val_clips)
                 if validated.enough and not last:
                     last = True
                     console.print(f"stopped at step {step}: {recipe.patience} validations without a new best")
-                said = largest_of_all(int(stop.requested))  # it may have taken long
+                said = largest_of_all(int(stop_requested() is not None))  # it may have taken long
             if said or keep:
                 save()
             if said and not last:
-                raise Interrupted(step, _go_on(run.path, recipe), number=stop.number)
+                raise Interrupted(step, _go_on(run.path, recipe))
             if last:
                 break
 
@@ -315,6 +348,28 @@ def _train(
         run.checkpoint_path.unlink(missing_ok=True)
     wait_for_all()
     return summary
+
+
+def _stoppable(source: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; a signal is acted on where one is waited for, between two steps."""
+    while True:
+        with at_once():
+            batch = next(source, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def _saved_when_stopped(run: RunFolder, recipe: Recipe, state: State, save: Callable[[], None]) -> Iterator[None]:
+    """Saves what was learned within it, if a signal ends it between two steps."""
+    first = state.step
+    try:
+        yield
+    except StopSignal as stop:
+        if state.step > first:
+            save()
+        raise Interrupted(state.step, _go_on(run.path, recipe), number=stop.number) from None
 
 
 def _or_save(source: Iterator[Batch], save: Callable[[], None]) -> Iterator[Batch]:

@@ -26,7 +26,7 @@ def rounds(
     work = CALLS * SECONDS * slower * paces * _noisy(rng, number, noise, outliers)
     yardstick = YARDSTICK * paces ** (1 / YARDSTICK_POWER) * _noisy(rng, number, noise, outliers)
     return [
-        Round(calls=CALLS, wall=2 * one, cpu=one, device=None, yardstick=fixed)
+        Round(calls=CALLS, wall=2 * one, cpu=one, device=None, yardstick=fixed, waited=0.0)
         for one, fixed in zip(work.tolist(), yardstick.tolist(), strict=True)
     ]
 

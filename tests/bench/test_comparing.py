@@ -22,7 +22,9 @@ SETTING: dict[str, Any] = {
 
 def exact(*relative: float, calls: int = 2) -> list[Round]:
     """Rounds of so many yardsticks a call, by CPU time."""
-    return [Round(calls=calls, wall=99, cpu=0.01 * calls * one, device=None, yardstick=0.01) for one in relative]
+    return [
+        Round(calls=calls, wall=99, cpu=0.01 * calls * one, device=None, yardstick=0.01, waited=0.0) for one in relative
+    ]
 
 
 def measured(rounds: Sequence[Round] = (), *, clips: int = 8, **fields: Any) -> Measurement:
@@ -226,10 +228,11 @@ def test_rows_of_the_table_match_hand_written_ones() -> None:
     name = "student · inference · eager"
     unstable = "was still becoming faster when it was timed"
     few = "4 rounds, at least 7 are needed"
+    wall = "4.95e+04"
     assert rows == [
-        (f"{name} · 8 clips", "10", "12.5", "1.250", "1.250 to 1.250", "slower", unstable),
-        (f"{name} · 1 clip", "10", "", "", "", "broken", "out of memory"),
-        (f"{name} · 2 clips", "10", "12.5", "1.250", "1.250 to 1.250", "can't tell", few),
+        (f"{name} · 8 clips", "process CPU", "10", "12.5", "1.250", "1.250 to 1.250", wall, wall, "slower", unstable),
+        (f"{name} · 1 clip", "process CPU", "10", "-", "-", "-", wall, "-", "broken", "out of memory"),
+        (f"{name} · 2 clips", "process CPU", "10", "12.5", "1.250", "1.250 to 1.250", wall, wall, "can't tell", few),
     ]
     assert {len(row) for row in rows} == {len(COLUMNS)}
 

@@ -28,7 +28,7 @@ def timed(
     party: str, stage: Stage, clips: int, walls: Sequence[float], *, variant: str = "eager", **more: Any
 ) -> Measurement:
     """Rounds of one call, whose CPU seconds are twice the wall's and whose GPU seconds are half."""
-    rounds = [Round(calls=1, wall=wall, cpu=2 * wall, device=wall / 2, yardstick=1.0) for wall in walls]
+    rounds = [Round(calls=1, wall=wall, cpu=2 * wall, device=wall / 2, yardstick=1.0, waited=wall) for wall in walls]
     return Measurement(
         party=party, stage=stage, variant=variant, clips=clips, rounds=rounds, latencies=list(walls), **more
     )
@@ -43,7 +43,7 @@ def test_a_failure_has_no_summary_and_its_row_says_why() -> None:
     results = made([failed, timed("student", "inference", 2, [0.5])])
     assert list(derived.summaries(results)) == ["student · inference · eager · 2 clips"]
     rows = derived.speed_rows(results)
-    assert rows[0] == ("big · inference · eager · 8 clips", "out of memory", *[""] * 9)
+    assert rows[0] == ("big · inference · eager · 8 clips", *["not measured: out of memory"] * 13)
     assert {len(row) for row in rows} == {len(derived.SPEED_COLUMNS)}
 
 
@@ -210,13 +210,17 @@ def test_rows_hold_numbers_worked_out_by_hand() -> None:
     )
     first, second = derived.speed_rows(made([student, teacher]))
     # 10 clips/s. Of the limit: 400 / 2 + 50 = 250 bytes at 1e4 a second are 25 ms, of 100 ms.
+    calls = [f"not measured: 3 calls were timed, and it takes {fewest}" for fewest in (20, 100)]
+    # 2 s of CPU for each second that threads waited for one.
     assert first == (
-        *("student · inference · eager · 2 clips", "10.0", "200", "", "", "0.0, warming up", "3 MiB"),
-        *("", "", "25.0", "20.0"),
+        *("student · inference · eager · 2 clips", "10.0", "200", *calls, "0.0, warming up", "200", "wall"),
+        *("not measured: it is what others are compared with", "67", "3 MiB", "not measured: it is the eager network"),
+        *("25.0", "20.0"),
     )
     assert second == (
-        *("t · inference · eager · 2 clips", "4.00", "500", "", "", "0.0", "1,024 MiB", "90.0"),
-        *("2.50 (2.50 to 2.50)", "", ""),
+        *("t · inference · eager · 2 clips", "4.00", "500", *calls, "0.0", "500", "wall"),
+        *("2.50 (2.50 to 2.50)", "67", "1,024 MiB", "90.0", "not measured: the network's arithmetic is not known"),
+        "not measured: how much video a clip spans is not known without a list",
     )
 
 
@@ -244,7 +248,61 @@ def test_networks_stand_with_what_a_video_costs() -> None:
     costly = replace(STUDENT, params=1_500_000, macs=2_000_000_000, views=30, accuracy=0.5)
     results = replace(made([]), networks=[costly, half])
     assert derived.network_rows(results) == [
-        ("student", "s", "", "1.50", "2.00", "60.0", "50.0"),
-        ("t", "T", "in", "", "", "", ""),
+        ("student", "s", "", *["not measured: one clip a call was not timed"] * 2, "1.50", "2.00", "60.0", "50.0"),
+        (
+            *("t", "T", "in"),
+            *["not measured: it was exported for calls of more clips"] * 2,
+            *["not measured: an exported file does not say"] * 3,
+            "not measured: no test scores (videokd evaluate RUN)",
+        ),
     ]
-    assert len(derived.NETWORK_COLUMNS) == 7
+    assert len(derived.NETWORK_COLUMNS) == 9
+
+
+def test_the_latency_of_one_clip_stands_with_its_network() -> None:
+    failed = Measurement(party="t", stage="inference", variant="eager", clips=1, error="out of memory")
+    results = made([timed("student", "inference", 8, [1.0]), timed("student", "inference", 1, [0.02] * 20), failed])
+    other = replace(STUDENT, party="t")
+    rows = derived.network_rows(replace(results, networks=[STUDENT, other]))
+    assert [row[3:5] for row in rows] == [("20.0", "20.0"), ("not measured: out of memory",) * 2]
+
+
+def test_reasons_become_numbers_under_the_table() -> None:
+    rows = [("a", "1.0", "not measured: x"), ("b", "not measured: y", "not measured: x")]
+    short, notes = derived.footnotes(rows)
+    assert short == [("a", "1.0", "(1)"), ("b", "(2)", "(1)")]
+    assert notes == ["(1) not measured: x", "(2) not measured: y"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "cpu", "waited", "threads", "yardstick", "share"),
+    [
+        ("inference", 1.0, 0.25, 2, 1.0, 0.8),  # counted by the system: 1 of 1.25 s
+        ("load", 0.1, 0.0, 2, 1.0, 1.0),  # it waits for the disk, not for a CPU
+        ("inference", 0.6, None, 1, 1.0, 0.6),
+        ("inference", 1.2, None, 2, 1.0, 0.6),
+        ("transform", 1.1, None, 1, 1.0, 1.0),
+        ("load", 0.1, None, 1, 1.0, None),  # the disk, or the CPU: not known
+        ("end to end", 0.1, None, 1, 1.0, None),
+        ("load", 0.1, 0.0, 1, None, None),  # other processes worked
+    ],
+)
+def test_the_share_of_the_cpu(
+    stage: Stage, cpu: float, waited: float | None, threads: int, yardstick: float | None, share: float | None
+) -> None:
+    rounds = [Round(calls=1, wall=1.0, cpu=cpu, device=None, yardstick=yardstick, waited=waited)] * 2
+    one = Measurement(party="student", stage=stage, variant="eager", clips=1, rounds=rounds)
+    assert derived.cpu_share(made([one], threads=threads), one) == (None if share is None else pytest.approx(share))
+
+
+def test_too_little_of_the_cpu_is_a_warning() -> None:
+    def had(share: float, clips: int) -> Measurement:
+        rounds = [Round(calls=1, wall=1.0, cpu=share, device=None, yardstick=1.0, waited=1 - share)]
+        return Measurement(party="student", stage="inference", variant="eager", clips=clips, rounds=rounds)
+
+    assert derived.starved(made([had(0.8, 1), had(0.9, 2)])) == []
+    (said,) = derived.starved(made([had(0.7, 1), had(0.3, 2)]))
+    assert said.startswith(
+        "Warning: this process had 30 % of the CPU time that it wanted in student · inference · eager · 2 clips, and "
+        "less than 80 % in 1 more: other work was on the machine"
+    )

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from videokd.bench import stages, variants
 from videokd.bench.ceilings import ceilings
 from videokd.bench.contenders import Contender, Patience, measure
-from videokd.bench.results import Difference, Measurement, Network, Results
-from videokd.bench.statistics import Clock, seconds_a_call
+from videokd.bench.contenders import Stopped as OutOfTurn
+from videokd.bench.derived import starved
+from videokd.bench.devices import current, fp32_arithmetic
+from videokd.bench.results import Ceiling, Difference, Measurement, Network, Results
+from videokd.bench.statistics import CLOCK_NAMES, Clock, seconds_a_call
 from videokd.bench.steps import step_contenders
 from videokd.bench.subjects import Party, Subject
 from videokd.bench.variants import Runner, Variant
@@ -26,6 +29,7 @@ from videokd.clips.loader import batches
 from videokd.clips.manifest import Manifest
 from videokd.contracts import Clip, Dense, InputSpec, Timed, View
 from videokd.environment import environment
+from videokd.interruption import Interruption
 from videokd.machine import Machine
 from videokd.models import Model
 from videokd.models.cost import cost
@@ -51,6 +55,8 @@ class Plan:
     """Clips a call of all variants; None for 8 on a CPU and 32 on a GPU, or what an exported file was made for."""
     sweep: Sequence[int] = ()
     """Further batch sizes of the eager network."""
+    latency: bool = True
+    """Time the eager network on one clip a call too."""
     step_batch_size: int | None = None
     """Of training steps; None for the recipe's."""
     workers: int = 0
@@ -59,98 +65,253 @@ class Plan:
     """Clips that a video is scored by; None for as many as in its run's test, or one."""
     machine: Machine = field(default_factory=Machine)
     """The device."""
+    tf32: bool = False
+    """On a GPU, compute products in fp32 as TF32: matrix products, convolutions and ceilings alike."""
     patience: Patience = field(default_factory=Patience)
 
 
-def benchmark(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Results:
+class Stopped(Interruption):
+    """Ctrl-C or SIGTERM, after something was measured.
+
+    Args:
+        results: what was; `Results.partial` says what is missing.
+        number: of the signal.
+    """
+
+    def __init__(self, results: Results, *, number: int | None = None) -> None:
+        super().__init__(f"stopped; {results.partial}", number=number)
+        self.results = results
+
+
+def benchmark(
+    plan: Plan,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    keep: Callable[[Results], None] = lambda results: None,
+) -> Results:
     """Times what a plan names.
 
     Args:
         plan: what.
         say: told what is being done, a line each.
+        keep: given what is measured so far after each part of the plan, but the last.
 
     Raises:
         ValueError: for a variant that does not exist or not here, or a network that can't be made.
+        Stopped: after Ctrl-C or SIGTERM, if anything was measured.
+        KeyboardInterrupt: if nothing was.
     """
     device = plan.machine.find()
-    chosen = tuple(plan.variants or variants.defaults(device))
-    variants.check(chosen, device)
-    asked = (*plan.sweep, *([] if plan.batch_size is None else [plan.batch_size]))
-    if min(asked, default=1) < 1:
-        raise ValueError(f"a call is of at least one clip, got {', '.join(map(str, asked))}")
-    looking = _all_looking(plan.subject.parties, plan.manifest, device)
-    usual = next((one.shape[0] for one in looking if one.shape and one.shape[0]), 32 if device.type == "cuda" else 8)
-    clips = usual if plan.batch_size is None else plan.batch_size
-    measured: list[Measurement] = []
-    noise: list[float] = []
-    notes: list[str] = []
-    clock, student, dataset = _clock(device), looking[0], None
-    if plan.manifest is not None and isinstance(student.spec, InputSpec):
-        kept, unread = stages.readable(plan.manifest, student.spec)
-        if unread:
-            of = len(plan.manifest.videos)
-            notes.append(f"{len(unread)} of {of} clips can't be read and are left out; the first: {unread[0]}")
-        plan = replace(plan, manifest=kept)
-        dataset = ClipDataset(kept, {"student": student.spec})
-    if "inference" in plan.parts:
-        how = dict.fromkeys(variant for one in looking for variant in one.ways(chosen))
-        say(f"inference of {', '.join(one.party.name for one in looking)}: {clips} clips, {', '.join(how)}")
-        found, noise = _inference(looking, chosen, clips, plan, device, clock)
-        measured += found
-        for size in plan.sweep:
-            if size != clips:
-                say(f"inference: {size} clip{'s' * (size > 1)}")
-                measured += measure(
-                    [_contender(one, one.plain, size) for one in looking], device=device, patience=plan.patience
+    with current(device), fp32_arithmetic(device, tf32=plan.tf32):
+        job = _Job(plan, device, say)
+        parts = job.parts()
+        names = [name for name, _ in parts]
+        for place, (name, part) in enumerate(parts):
+            try:
+                part()
+            except KeyboardInterrupt as stop:
+                if not any(one.rounds for one in job.measured):
+                    raise
+                rounds = f" after {stop.rounds} of {plan.patience.rounds} rounds" if isinstance(stop, OutOfTurn) else ""
+                missing = _missing(names[place + 1 :])
+                results = job.results(f"the benchmark was stopped in {name}{rounds}{missing}")
+                raise Stopped(results, number=getattr(stop.__cause__ or stop, "number", None)) from stop
+            if names[place + 1 :]:
+                keep(job.results(f"the benchmark did not come to its end{_missing(names[place + 1 :])}"))
+        return job.results()
+
+
+def _missing(names: Sequence[str]) -> str:
+    return f"; not measured: {', '.join(names)}" if names else ""
+
+
+class _Job:
+    """A benchmark under way: its parts, and what they have measured so far."""
+
+    def __init__(self, plan: Plan, device: torch.device, say: Callable[[str], None]) -> None:
+        self._device, self._say, self._clock = device, say, _clock(device)
+        self._chosen = tuple(plan.variants or variants.defaults(device))
+        variants.check(self._chosen, device)
+        asked = (*plan.sweep, *([] if plan.batch_size is None else [plan.batch_size]))
+        if min(asked, default=1) < 1:
+            raise ValueError(f"a call is of at least one clip, got {', '.join(map(str, asked))}")
+        self._looking = _all_looking(plan.subject.parties, plan.manifest, device)
+        usual = next(
+            (one.shape[0] for one in self._looking if one.shape and one.shape[0]), 32 if device.type == "cuda" else 8
+        )
+        self._clips = usual if plan.batch_size is None else plan.batch_size
+        self.measured: list[Measurement] = []
+        self._noise: list[float] = []
+        self._limits: list[Ceiling] = []
+        self._notes: list[str] = []
+        self._student, self._dataset = self._looking[0], None
+        if plan.manifest is not None and isinstance(self._student.spec, InputSpec):
+            kept, unread = stages.readable(plan.manifest, self._student.spec)
+            if unread:
+                of = len(plan.manifest.videos)
+                self._notes.append(
+                    f"{len(unread)} of {of} clips can't be read and are left out; the first: {unread[0]}"
                 )
-    if noise:
-        notes.append(
-            f"{student.party.name} against itself, {measured[0].variant}: {100 * (median(noise) - 1):+.1f} %, "
-            f"in single rounds {100 * (min(noise) - 1):+.1f} to {100 * (max(noise) - 1):+.1f} %."
-        )
-    if student.model is None and student.like is None and plan.manifest is not None:
-        notes.append(
-            f"{student.party.name} is an exported file, which does not say which frames it wants; read were "
-            f"{_said(student.spec)}. Name its run or model too, and it is read for like that."
-        )
-    if "loading" in plan.parts and dataset is not None:
-        say(f"loading, and the way from files to logits: {len(dataset)} clips of {plan.manifest.source}")  # type: ignore[union-attr]
-        best = _fastest([one for one in measured if one.party == student.party.name], clock)
-        variant: Any = best.variant if best is not None and best.clips == clips else student.plain
-        measured += _whole_way(student, dataset, variant, clips, plan, device)
-    if "steps" in plan.parts and plan.subject.recipe is not None and plan.manifest is not None:
-        if any(one.names for one in plan.manifest.videos):
-            say("steps of training")
-            measured += _steps(plan, device)
-        else:
-            notes.append(
-                f"No clip of {plan.manifest.source} that was read has a label: steps of training are left out."
+            plan = replace(plan, manifest=kept)
+            self._dataset = ClipDataset(kept, {"student": self._student.spec})
+        if self._student.model is None and self._student.like is None and plan.manifest is not None:
+            self._notes.append(
+                f"{self._student.party.name} is an exported file, which does not say which frames it wants; read were "
+                f"{_said(self._student.spec)}. Name its run or model too, and it is read for like that."
             )
-    limits = []
-    if "ceilings" in plan.parts:
-        say("what this machine can do")
-        precisions = ["fp32", "bf16", *(["fp16"] if device.type == "cuda" else [])]
-        files = [] if dataset is None else [one.path for one in dataset.videos[:4] if one.path.is_file()]
-        limits = ceilings(device, precisions=precisions, files=files)
-    results = Results(
-        subject=plan.subject.named,
-        setting={
-            "environment": environment(),
-            "device": str(device),
-            "clock": clock,
-            "threads": torch.get_num_threads(),
-            "rounds": plan.patience.rounds,
-            "workers": plan.workers,
-            "list": None if plan.manifest is None else str(plan.manifest.source),
-            "clips": None if plan.manifest is None else len(plan.manifest.videos),
-            "backend": None if dataset is None else dataset.backend,
-        },
-        networks=[one.described(plan, dataset) for one in looking],
-        measurements=measured,
-        ceilings=limits,
-        noise=noise,
-    )
-    return replace(results, notes=[*notes, *bounds(results)])
+        self._plan = plan
+        self._environment = environment()
+
+    @cached_property
+    def _networks(self) -> list[Network]:
+        return [one.described(self._plan, self._dataset) for one in self._looking]
+
+    def parts(self) -> list[tuple[str, Callable[[], None]]]:
+        """What is to be done, by names."""
+        plan, found = self._plan, list[tuple[str, Callable[[], None]]]()
+        if "inference" in plan.parts:
+            found.append((f"inference of {self._clips} clips a call", self._inference))
+            if plan.latency and 1 not in plan.sweep and self._clips != 1:
+                # Not those that were exported for other calls: nobody asked for what can't be done.
+                single = [one for one in self._looking if not one.shape or one.shape[0] in (0, 1)]
+                if single:
+                    found.append(("inference of 1 clip a call", partial(self._sweep, 1, single)))
+            for size in plan.sweep:
+                if size != self._clips:
+                    found.append((f"inference of {size} clip{'s' * (size > 1)} a call", partial(self._sweep, size)))
+        if "loading" in plan.parts and self._dataset is not None:
+            found.append(("loading", self._loading))
+        if "steps" in plan.parts and plan.subject.recipe is not None and plan.manifest is not None:
+            if any(one.names for one in plan.manifest.videos):
+                found.append(("steps of training", self._steps))
+            else:
+                self._notes.append(
+                    f"No clip of {plan.manifest.source} that was read has a label: steps of training are left out."
+                )
+        if "ceilings" in plan.parts:
+            found.append(("ceilings of this machine", self._ceilings))
+        return found
+
+    def results(self, partial_because: str = "") -> Results:
+        """What is measured so far."""
+        plan, dataset = self._plan, self._dataset
+        results = Results(
+            subject=plan.subject.named,
+            setting={
+                "environment": self._environment,
+                "device": str(self._device),
+                "clock": self._clock,
+                "clocks": {
+                    "clips/s, single calls, first call, stages, ceilings": CLOCK_NAMES["wall"],
+                    "seconds a call, ratios, comparisons, yardstick": CLOCK_NAMES[self._clock],
+                    "loading, end to end": CLOCK_NAMES["wall"],
+                },
+                "tf32": plan.tf32 if self._device.type == "cuda" else None,
+                "threads": torch.get_num_threads(),
+                "rounds": plan.patience.rounds,
+                "workers": plan.workers,
+                "list": None if plan.manifest is None else str(plan.manifest.source),
+                "clips": None if plan.manifest is None else len(plan.manifest.videos),
+                "backend": None if dataset is None else dataset.backend,
+            },
+            networks=self._networks,
+            measurements=list(self.measured),
+            ceilings=list(self._limits),
+            noise=list(self._noise),
+            partial=partial_because,
+        )
+        return replace(results, notes=[*self._notes, *starved(results), *bounds(results)])
+
+    def _measure(self, contenders: Sequence[Contender], patience: Patience | None = None) -> list[Measurement]:
+        """Times contenders; where a signal comes, what it did until then is kept."""
+        try:
+            found = measure(contenders, device=self._device, patience=patience or self._plan.patience)
+        except OutOfTurn as stop:
+            self._keep(stop.measurements)
+            raise
+        self._keep(found)
+        return found
+
+    def _keep(self, found: Sequence[Measurement]) -> None:
+        """Of measurements of one name the first: the other is there for the noise."""
+        names = {one.name for one in self.measured}
+        for one in found:
+            if one.name not in names:
+                self.measured.append(one)
+                names.add(one.name)
+
+    def _inference(self) -> None:
+        """All variants of all networks against each other, and the first of them twice, for the noise."""
+        each = [(one, variant) for one in self._looking for variant in one.ways(self._chosen)]
+        how = dict.fromkeys(variant for _, variant in each)
+        named = ", ".join(one.party.name for one in self._looking)
+        self._say(f"inference of {named}: {self._clips} clips, {', '.join(how)}")
+        found = self._measure([_contender(one, variant, self._clips) for one, variant in [*each, each[0]]])
+        first, again = found[0], found[-1]
+        if not first.rounds or not again.rounds:
+            return
+        mine, other = (seconds_a_call(one.rounds, self._clock) for one in (first, again))
+        noise = self._noise = [float(ratio) for ratio in other / mine]
+        self._notes.append(
+            f"{self._student.party.name} against itself, {first.variant}: {100 * (median(noise) - 1):+.1f} %, "
+            f"in single rounds {100 * (min(noise) - 1):+.1f} to {100 * (max(noise) - 1):+.1f} % "
+            f"({CLOCK_NAMES[self._clock]})."
+        )
+
+    def _sweep(self, size: int, looking: "Sequence[_Looking] | None" = None) -> None:
+        self._say(f"inference: {size} clip{'s' * (size > 1)}")
+        self._measure([_contender(one, one.plain, size) for one in looking or self._looking])
+
+    def _loading(self) -> None:
+        """Loading, and the whole way from files to logits."""
+        plan, dataset, student, clips = self._plan, self._dataset, self._student, self._clips
+        assert dataset is not None
+        assert plan.manifest is not None
+        self._say(f"loading, and the way from files to logits: {len(dataset)} clips of {plan.manifest.source}")
+        best = _fastest([one for one in self.measured if one.party == student.party.name], self._clock)
+        variant: Any = best.variant if best is not None and best.clips == clips else student.plain
+        ready = partial(_runner, student, variant, clips)
+        contenders = stages.loading(dataset, clips=clips, device=self._device)
+        contenders.append(
+            stages.end_to_end(
+                dataset, ready, party=student.party.name, variant=variant, clips=clips, device=self._device
+            )
+        )
+        found = self._measure(contenders)
+        if plan.workers:
+            timed = partial(
+                stages.with_workers,
+                dataset,
+                party=student.party.name,
+                variant=variant,
+                workers=plan.workers,
+                clips=clips,
+                seconds=max(plan.patience.rounds * plan.patience.turn_seconds, 1.0),
+                device=self._device,
+            )
+            self._keep([timed(None)])
+            # Who can't do it in this process can't do it beside others.
+            if found[-1].error is None:
+                self._keep([timed(ready())])
+
+    def _steps(self) -> None:
+        plan, recipe = self._plan, self._plan.subject.recipe
+        assert recipe is not None
+        assert plan.manifest is not None
+        self._say("steps of training")
+        recipe = replace(recipe, machine=replace(recipe.machine, device=str(self._device)))
+        clips = plan.step_batch_size or recipe.data.batch_size
+        with tempfile.TemporaryDirectory() as folder:
+            contenders = step_contenders(recipe, plan.manifest, folder=Path(folder), clips=clips)
+            # A step with its teacher may take long on a CPU; but fewer rounds than a dozen carry no comparison.
+            rounds = min(max(plan.patience.rounds // 2, 12), plan.patience.rounds)
+            self._measure(contenders, replace(plan.patience, rounds=rounds))
+
+    def _ceilings(self) -> None:
+        self._say("what this machine can do")
+        precisions = ["fp32", "bf16", *(["fp16"] if self._device.type == "cuda" else [])]
+        files = [] if self._dataset is None else [one.path for one in self._dataset.videos[:4] if one.path.is_file()]
+        self._limits = ceilings(self._device, precisions=precisions, files=files)
 
 
 def bounds(results: Results) -> list[str]:
@@ -311,24 +472,6 @@ def _all_looking(parties: Sequence[Party], manifest: Manifest | None, device: to
     return [models.get(one.name) or _Looking.of_file(one, manifest, known) for one in parties]
 
 
-def _inference(
-    looking: Sequence[_Looking],
-    chosen: Sequence[Variant],
-    clips: int,
-    plan: Plan,
-    device: torch.device,
-    clock: Clock,
-) -> tuple[list[Measurement], list[float]]:
-    """All variants of all networks against each other, and the first of them twice, for the noise."""
-    each = [(one, variant) for one in looking for variant in one.ways(chosen)]
-    contenders = [_contender(one, variant, clips) for one, variant in [*each, each[0]]]
-    *found, again = measure(contenders, device=device, patience=plan.patience)
-    if not found[0].rounds or not again.rounds:
-        return found, []
-    first, second = (seconds_a_call(timed.rounds, clock) for timed in (found[0], again))
-    return found, [float(ratio) for ratio in second / first]
-
-
 def _contender(one: _Looking, variant: Variant, clips: int) -> Contender:
     return Contender(
         party=one.party.name,
@@ -337,6 +480,7 @@ def _contender(one: _Looking, variant: Variant, clips: int) -> Contender:
         clips=clips,
         make=lambda: variants.Rotating(_runner(one, variant, clips), one.views(clips, _ROTATED)),
         difference=lambda call: _difference(one, variant, clips, call),
+        shared_bytes=variants.shared_bytes(one.model, variant),
     )
 
 
@@ -360,46 +504,6 @@ def _difference(one: _Looking, variant: Variant, clips: int, call: Callable[[], 
     said = [call.runner(view).float().cpu() for view in views]  # a graph's answer is overwritten by the next
     same_classes = said[0].shape == eager[0].shape
     return variants.difference(said, eager) if same_classes else None
-
-
-def _whole_way(
-    one: _Looking, dataset: ClipDataset, variant: Variant, clips: int, plan: Plan, device: torch.device
-) -> list[Measurement]:
-    ready = partial(_runner, one, variant, clips)
-    contenders = stages.loading(dataset, clips=clips, device=device)
-    contenders.append(
-        stages.end_to_end(dataset, ready, party=one.party.name, variant=variant, clips=clips, device=device)
-    )
-    found = measure(contenders, device=device, patience=plan.patience)
-    if plan.workers:
-        seconds = max(plan.patience.rounds * plan.patience.turn_seconds, 1.0)
-        timed = partial(
-            stages.with_workers,
-            dataset,
-            party=one.party.name,
-            workers=plan.workers,
-            clips=clips,
-            seconds=seconds,
-            device=device,
-        )
-        alone = timed(None, variant=variant)
-        # Who can't do it in this process can't do it beside others.
-        together = [timed(ready(), variant=variant)] if found[-1].error is None else []
-        found += [alone, *together]
-    return found
-
-
-def _steps(plan: Plan, device: torch.device) -> list[Measurement]:
-    recipe = plan.subject.recipe
-    assert recipe is not None
-    assert plan.manifest is not None
-    recipe = replace(recipe, machine=replace(recipe.machine, device=str(device)))
-    clips = plan.step_batch_size or recipe.data.batch_size
-    with tempfile.TemporaryDirectory() as folder:
-        contenders = step_contenders(recipe, plan.manifest, folder=Path(folder), clips=clips)
-        # A step with its teacher may take long on a CPU; but fewer rounds than a dozen carry no comparison.
-        rounds = min(max(plan.patience.rounds // 2, 12), plan.patience.rounds)
-        return measure(contenders, device=device, patience=replace(plan.patience, rounds=rounds))
 
 
 def _fastest(measured: Sequence[Measurement], clock: Clock) -> Measurement | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import av
 import torch
 
+from videokd.bench.devices import current
 from videokd.bench.results import Ceiling
 
 _ROUNDS = 7
@@ -23,10 +24,11 @@ def ceilings(device: torch.device, *, precisions: Sequence[str], files: Sequence
         files: videos that are decoded from beginning to end by libavcodec in one thread, and nothing made of the
             frames; none leaves this out.
     """
-    found = [_products(device, precision) for precision in precisions]
-    found.append(_copies(device))
-    if device.type == "cuda":
-        found.append(_copies_there(device))
+    with current(device):
+        found = [_products(device, precision) for precision in precisions]
+        found.append(_copies(device))
+        if device.type == "cuda":
+            found.append(_copies_there(device))
     if files:
         found.append(_decoding(files))
     return found

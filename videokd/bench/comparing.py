@@ -12,13 +12,22 @@ they are not. 20 measurements make the intervals half as wide again; twenty roun
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from videokd.bench.derived import ENOUGH_CPU, cpu_share
 from videokd.bench.results import Measurement, Results
-from videokd.bench.statistics import Clock, Interval, fewest_rounds, relative, seconds_a_call, unpaired_ratio
+from videokd.bench.statistics import (
+    CLOCK_NAMES,
+    Clock,
+    Interval,
+    fewest_rounds,
+    relative,
+    seconds_a_call,
+    unpaired_ratio,
+)
 
 Verdict = Literal["slower", "faster", "same", "can't tell", "broken", "mended", "no figure", "only old", "only new"]
 """slower, faster: by more than `max_regress`. same: at most `max_regress` slower. broken: it had figures before, now it
@@ -36,8 +45,13 @@ class Row:
     name: str
     verdict: Verdict
     old_seconds: float | None = None
-    """A call: the median over rounds, by the clock that counts, as it was measured."""
+    """A call: the median over rounds, by `clock`, as it was measured."""
     new_seconds: float | None = None
+    clock: Clock | None = None
+    """By which the seconds are, and the ratio; None where there are none."""
+    old_wall: float | None = None
+    """A call: the median over rounds, by the wall clock."""
+    new_wall: float | None = None
     ratio: Interval | None = None
     """new / old of the seconds a call, the machine's pace taken off by the yardstick; its interval is of the
     comparison's level."""
@@ -88,30 +102,71 @@ def compare(old: Results, new: Results, *, max_regress: float = 0.05, across_mac
     for name in [*before, *(name for name in after if name not in before)]:
         was, now = before.get(name), after.get(name)
         if was is None or now is None:
-            rows.append(_lone(name, was, now, clock))
+            row = _lone(name, was, now, clock)
+            partial = new.partial if now is None else old.partial
+            row = replace(row, note="; ".join(one for one in (row.note, partial and _PARTIAL) if one))
         elif was.rounds and now.rounds:
-            rows.append(_compared(was, now, clock, max_regress=max_regress, level=level))
+            row = _compared(was, now, clock, max_regress=max_regress, level=level)
         else:
-            rows.append(_failed(was, now, clock))
+            row = _failed(was, now, clock)
+        few = _starved({"before": (old, was), "now": (new, now)})
+        rows.append(_timed(replace(row, note="; ".join(one for one in (row.note, few) if one)), was, now, clock))
     return Comparison(
         rows=rows,
         max_regress=max_regress,
         level=level,
-        differs=[f"{one}." for one in (*machines, *_differences(_work(old), _work(new)))],
+        differs=[
+            *(f"the {which} result is partial: {one.partial}." for which, one in _both(old, new) if one.partial),
+            *(f"{one}." for one in (*machines, *_differences(_work(old), _work(new)))),
+        ],
     )
 
 
-COLUMNS = ("measurement", "old ms", "new ms", "new / old", "interval", "verdict", "note")
+COLUMNS = (
+    *("measurement", "clock", "old ms", "new ms", "new / old", "interval"),
+    *("old ms (wall)", "new ms (wall)", "verdict", "note"),
+)
 
 
 def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """One row for each measurement, under `COLUMNS`. The ratio is not that of the two times beside it, where the
-    machine's pace has changed, which the yardstick takes off."""
+    """One row for each measurement, under `COLUMNS`: milliseconds a call by the clock that is compared, and by the wall
+    clock, by which rates are. The ratio is not that of the two times beside it, where the machine's pace has changed,
+    which the yardstick takes off. A dash has no figure, and the note says why."""
     rows: list[tuple[str, ...]] = []
     for row in comparison.rows:
-        ratio = ("", "") if row.ratio is None else (f"{row.ratio.value:.3f}", _range(row.ratio))
-        rows.append((row.name, _ms(row.old_seconds), _ms(row.new_seconds), *ratio, row.verdict, row.note))
+        ratio = ("-", "-") if row.ratio is None else (f"{row.ratio.value:.3f}", _range(row.ratio))
+        clock = "-" if row.clock is None else CLOCK_NAMES[row.clock]
+        compared, wall = (_ms(row.old_seconds), _ms(row.new_seconds)), (_ms(row.old_wall), _ms(row.new_wall))
+        rows.append((row.name, clock, *compared, *ratio, *wall, row.verdict, row.note))
     return rows
+
+
+_PARTIAL = "the other result is partial"
+
+
+def _both(old: Results, new: Results) -> list[tuple[str, Results]]:
+    return [("old", old), ("new", new)]
+
+
+def _timed(row: Row, was: Measurement | None, now: Measurement | None, clock: Clock) -> Row:
+    """The row with the clock of its seconds, and with those by the wall clock."""
+    of = next((one for one in (now, was) if one is not None and one.rounds), None)
+    return replace(
+        row,
+        clock=None if of is None else _clock_of(of, clock),
+        old_wall=_seconds(was, "wall"),
+        new_wall=_seconds(now, "wall"),
+    )
+
+
+def _starved(each: Mapping[str, tuple[Results, Measurement | None]]) -> str:
+    """Which of the two had too little of the CPU; "" if neither."""
+    few = {
+        when: share
+        for when, (results, one) in each.items()
+        if one is not None and (share := cpu_share(results, one)) is not None and share < ENOUGH_CPU
+    }
+    return ", ".join(f"had {100 * share:.0f} % of the CPU {when}" for when, share in few.items())
 
 
 def _same_clock(old: Results, new: Results) -> Clock:
@@ -136,7 +191,7 @@ def _machine(results: Results) -> dict[str, Any]:
 def _work(results: Results) -> dict[str, Any]:
     """What was measured, besides names; what is not known is left out."""
     asked = {"subject": results.subject} | {
-        name: results.setting[name] for name in ("list", "format", "workers") if name in results.setting
+        name: results.setting[name] for name in ("list", "format", "workers", "tf32") if name in results.setting
     }
     environment = results.setting["environment"]
     packages, variables = environment.get("packages", {}), environment.get("variables", {})
@@ -224,12 +279,16 @@ def _failed(was: Measurement, now: Measurement, clock: Clock) -> Row:
 def _seconds(measurement: Measurement | None, clock: Clock) -> float | None:
     if measurement is None or not measurement.rounds:
         return None
-    clock = "wall" if any(one.yardstick is None for one in measurement.rounds) else clock
-    return float(np.median(seconds_a_call(measurement.rounds, clock)))
+    return float(np.median(seconds_a_call(measurement.rounds, _clock_of(measurement, clock))))
+
+
+def _clock_of(measurement: Measurement, clock: Clock) -> Clock:
+    """The wall clock, where other processes worked too."""
+    return "wall" if any(one.yardstick is None for one in measurement.rounds) else clock
 
 
 def _ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e3 * seconds:.4g}"
+    return "-" if seconds is None else f"{1e3 * seconds:.4g}"
 
 
 def _range(interval: Interval) -> str:

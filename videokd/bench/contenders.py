@@ -5,7 +5,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,13 +15,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from videokd.bench.devices import current
 from videokd.bench.results import Difference, Measurement, Round, Stage
 from videokd.bench.statistics import is_stable
+from videokd.interruption import raise_if_stopped
 
 MOST_LATENCIES = 1000
 """Of a measurement; a longer series is thinned out."""
 _FAILURES = (ValueError, RuntimeError, NotImplementedError, ImportError)
 """What is recorded with a contender, and the others go on."""
+NO_TURN = "the benchmark was stopped before it had a turn"
 _AWAITED = 50
 """Calls of a contender on a GPU that are awaited one by one, for their latencies."""
 
@@ -39,6 +42,21 @@ class Contender:
     """Makes what is called; compiling, allocating, starting. On a GPU a call need not wait for its work."""
     difference: Callable[[Callable[[], object]], Difference | None] = lambda call: None
     """What its answers are beside those of the eager network, found once it is warm."""
+    shared_bytes: int = 0
+    """Memory of the device that it uses and that was there before it was made: weights that it shares with others."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came while contenders were timed.
+
+    Args:
+        measurements: of all contenders; those that had no turn yet have an error.
+        rounds: how many were done of all contenders.
+    """
+
+    def __init__(self, measurements: Sequence[Measurement], rounds: int) -> None:
+        super().__init__(f"stopped after {rounds} rounds")
+        self.measurements, self.rounds = measurements, rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +138,38 @@ def measure(
         patience: how long.
         yardstick: work done before every turn; None makes a `Yardstick`.
         advance: called after each contender's warm-up, and after each round.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM, with what was measured until then.
     """
-    watch = _Watch(device)
-    ruler = yardstick or Yardstick(device)
+    found: dict[int, Measurement] = {}
+    warm: dict[int, _Warm] = {}
+    with current(device):
+        try:
+            _take_turns(contenders, found, warm, _Watch(device), patience, yardstick or Yardstick(device), advance)
+        except KeyboardInterrupt as stop:
+            timed = [one for one in warm.values() if one.error is None]
+            rounds = min((len(one.rounds) for one in timed), default=0)
+            for one in timed:
+                del one.rounds[rounds:]  # of a round that not all had: rounds are compared with each other
+            raise Stopped(_all_measured(contenders, found, warm), rounds) from stop
+    return _all_measured(contenders, found, warm)
+
+
+def _take_turns(
+    contenders: Sequence[Contender],
+    found: dict[int, Measurement],
+    warm: dict[int, _Warm],
+    watch: "_Watch",
+    patience: Patience,
+    ruler: Callable[[], object],
+    advance: Callable[[], None],
+) -> None:
+    """Times the contenders; fills `found` with those that failed and `warm` with all others, by place."""
     for _ in range(5):
         ruler()
-    warm: list[_Warm] = []
-    found: dict[int, Measurement] = {}
     for place, contender in enumerate(contenders):
+        raise_if_stopped()
         ready = _warmed_up(contender, watch, patience)
         if isinstance(ready, Measurement):
             found[place] = ready
@@ -135,24 +177,36 @@ def measure(
             if watch.on_gpu:
                 torch.cuda.empty_cache()
         else:
-            warm.append(ready)
+            warm[place] = ready
         advance()
+    ready_ones = list(warm.values())
     # Once more, for what the others' warm-up undid: an export to ONNX forgets what was compiled.
-    for one in warm:
+    for one in ready_ones:
         _tried(one, partial(watch.timed, one.call, 3))
     order = random.Random(1)
     for _ in range(patience.rounds):
-        for one in order.sample(warm, k=len(warm)):
+        for one in order.sample(ready_ones, k=len(ready_ones)):
+            raise_if_stopped()
             _tried(one, partial(_turn, one, watch, ruler))
         advance()
-    for one in warm:
-        if device.type == "cuda" and one.error is None:
+    for one in ready_ones:
+        if watch.on_gpu and one.error is None:
             one.latencies = [watch.timed(one.call, 1).wall for _ in range(_AWAITED)]
-    for place in range(len(contenders)):
-        if place not in found:
-            one = warm.pop(0)
-            found[place] = _finished(one)
-    return [found[place] for place in range(len(contenders))]
+
+
+def _all_measured(
+    contenders: Sequence[Contender], found: Mapping[int, Measurement], warm: Mapping[int, "_Warm"]
+) -> list[Measurement]:
+    """In the order of the contenders; those that had no turn say so."""
+    each = []
+    for place, one in enumerate(contenders):
+        if place in found:
+            each.append(found[place])
+        elif place in warm:
+            each.append(_finished(warm[place]))
+        else:
+            each.append(replace(_empty(one), error=NO_TURN))
+    return each
 
 
 @dataclass(frozen=True)
@@ -161,6 +215,7 @@ class _Lap:
     cpu: float
     device: float | None
     each: list[float]
+    waited: float | None
 
 
 class _Watch:
@@ -180,6 +235,7 @@ class _Watch:
         if self.on_gpu:
             events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         each: list[float] = []
+        waited = cpu_waited()
         cpu, start = time.process_time(), time.perf_counter()
         before = start
         if events:
@@ -193,7 +249,10 @@ class _Watch:
             events[1].record()
         self.wait()
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-        return _Lap(wall, cpu, events[0].elapsed_time(events[1]) / 1e3 if events else None, each)
+        after = cpu_waited()
+        # Threads that ended meanwhile took their count with them.
+        waited = None if waited is None or after is None else max(after - waited, 0.0)
+        return _Lap(wall, cpu, events[0].elapsed_time(events[1]) / 1e3 if events else None, each, waited)
 
     def counts(self, lap: _Lap) -> float:
         """Seconds on the clock that counts."""
@@ -201,8 +260,11 @@ class _Watch:
 
 
 def _warmed_up(contender: Contender, watch: _Watch, patience: Patience) -> _Warm | Measurement:
-    empty = Measurement(party=contender.party, stage=contender.stage, variant=contender.variant, clips=contender.clips)
+    empty = _empty(contender)
+    others = 0
     if watch.on_gpu:
+        # All contenders are in memory at the same time: what the others hold is not this one's.
+        others = torch.cuda.memory_allocated(watch.device)
         torch.cuda.reset_peak_memory_stats(watch.device)
     try:
         started = time.perf_counter()
@@ -214,21 +276,26 @@ def _warmed_up(contender: Contender, watch: _Watch, patience: Patience) -> _Warm
         until = time.perf_counter() + patience.warm_up_seconds
         while not is_stable(seconds) and time.perf_counter() < until:
             seconds.append(watch.timed(call, 1).wall)
-        difference = contender.difference(call)
+        peak = torch.cuda.max_memory_allocated(watch.device) - others if watch.on_gpu else None
+        difference = contender.difference(call)  # after the peak: the clips that it is found on are not the contender's
     except _FAILURES as error:
         return replace(empty, error=_said(error))
-    peak = torch.cuda.max_memory_allocated(watch.device) if watch.on_gpu else None
     a_call = min(seconds, default=first)
     measured = replace(
         empty,
         first_call=first,
         warm_up=1 + len(seconds),
         is_stable=is_stable(seconds),
-        peak_device_bytes=peak,
+        peak_device_bytes=None if peak is None else peak + contender.shared_bytes,
         resident_bytes=resident_bytes(),
         difference=difference,
     )
     return _Warm(contender, call, max(1, math.ceil(patience.turn_seconds / max(a_call, 1e-7))), measured)
+
+
+def _empty(contender: Contender) -> Measurement:
+    """Without figures."""
+    return Measurement(party=contender.party, stage=contender.stage, variant=contender.variant, clips=contender.clips)
 
 
 def _tried(one: _Warm, work: Callable[[], object]) -> None:
@@ -249,15 +316,22 @@ def _turn(one: _Warm, watch: _Watch, ruler: Callable[[], object]) -> None:
         one.joules.append((used - energy) / one.calls)
     after = watch.counts(watch.timed(ruler, 1))
     one.rounds.append(
-        Round(calls=one.calls, wall=lap.wall, cpu=lap.cpu, device=lap.device, yardstick=(before + after) / 2)
+        Round(
+            calls=one.calls,
+            wall=lap.wall,
+            cpu=lap.cpu,
+            device=lap.device,
+            yardstick=(before + after) / 2,
+            waited=lap.waited,
+        )
     )
     if not watch.on_gpu:
         one.latencies += lap.each
 
 
 def _finished(one: _Warm) -> Measurement:
-    if one.error is not None:
-        return replace(one.measured, error=one.error)
+    if one.error is not None or not one.rounds:
+        return replace(one.measured, error=one.error or NO_TURN)
     step = max(1, math.ceil(len(one.latencies) / MOST_LATENCIES))
     return replace(
         one.measured,
@@ -273,6 +347,17 @@ def _said(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:
         return "out of memory"
     return next(iter(text.strip().splitlines()), type(error).__name__)
+
+
+def cpu_waited() -> float | None:
+    """Seconds that threads of this process were ready to run and had no CPU, since they began, all together; None where
+    the system does not count them."""
+    ran, waited = 0, 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError, ValueError):  # a thread that has just ended
+            of_thread, of_queue, _ = map(int, path.read_text(encoding="ascii").split())
+            ran, waited = ran + of_thread, waited + of_queue
+    return waited / 1e9 if ran else None  # kernels without the statistics say 0
 
 
 def resident_bytes() -> int | None:

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from videokd.bench.results import Ceiling, Measurement, Network, Results, Stage
-from videokd.bench.statistics import Clock, Interval, Summary, ratio, seconds_a_call, summary
+from videokd.bench.statistics import (
+    CLOCK_NAMES,
+    FEWEST_CALLS,
+    Clock,
+    Interval,
+    Summary,
+    ratio,
+    seconds_a_call,
+    summary,
+)
 
 STUDENT = "student"
 Summaries = Mapping[str, Summary]
@@ -14,6 +23,8 @@ Summaries = Mapping[str, Summary]
 
 _WORKERS: tuple[Stage, ...] = ("load", "end to end")
 """Others than this process may do the work: its own seconds don't count there."""
+_WAITING: tuple[Stage, ...] = ("decode", "load", "copy", "end to end", "stored step")
+"""They read files, or wait for a device."""
 _HALF = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "half": "fp16"}
 _UNKNOWN = ("int8", "fp8", "int4")
 """Precisions for which no ceiling is measured."""
@@ -218,23 +229,30 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return found[::-1]
 
 
+NOT_MEASURED = "not measured: "
+"""What a cell begins with that has no figure; the reason follows."""
+
 SPEED_COLUMNS = (
     "what",
-    "clips/s",
-    "p50 ms",
-    "p95 ms",
-    "p99 ms",
-    "± %",
+    "clips/s (wall)",
+    "p50 ms (wall)",
+    "p95 ms (wall)",
+    "p99 ms (wall)",
+    "± % (wall)",
+    "ms/call",
+    "clock of it",
+    "× slower",
+    "of the CPU %",
     "RSS (GPU: peak)",
     "same top-1 %",
-    "× slower",
-    "of limit %",
-    "× real time",
+    "of limit % (wall)",
+    "× real time (wall)",
 )
+"""Milliseconds a call and "× slower" are by the clock that counts: of `clock_of`, which stands beside them."""
 
 
 def speed_rows(results: Results) -> list[tuple[str, ...]]:
-    """One row for each measurement, under `SPEED_COLUMNS`; of one that failed, why.
+    """One row for each measurement, under `SPEED_COLUMNS`; a cell without a figure says why.
 
     "× slower" is how many times as long a clip takes as it takes the student (or the first network).
     """
@@ -242,48 +260,197 @@ def speed_rows(results: Results) -> list[tuple[str, ...]]:
     rows = []
     for one in results.measurements:
         if one.name not in found:
-            rows.append((one.name, one.error or "not measured", *[""] * (len(SPEED_COLUMNS) - 2)))
+            why = f"{NOT_MEASURED}{one.error or 'nothing was timed'}"
+            rows.append((one.name, *[why] * (len(SPEED_COLUMNS) - 1)))
             continue
-        said, first = found[one.name], reference_of(results, one)
-        factor = None if first is None else speed_up(results, first, one)
-        share, video = share_of_limit(results, found, one), real_time(results, found, one)
+        said = found[one.name]
         memory = one.resident_bytes if one.peak_device_bytes is None else one.peak_device_bytes
+        share = cpu_share(results, one)
         rows.append(
             (
                 one.name,
                 _figures(said.clips_per_second),
-                *(_figures(1000 * seconds) for seconds in (said.p50, said.p95, said.p99)),
+                *(_tail(one, said, name) for name in ("p50", "p95", "p99")),
                 f"{100 * said.spread:.1f}{'' if one.is_stable else ', warming up'}",
-                "" if memory is None else f"{memory / 2**20:,.0f} MiB",
-                "" if one.difference is None else f"{100 * one.difference.top1_agreement:.1f}",
-                "" if factor is None else f"{factor.value:.2f} ({factor.low:.2f} to {factor.high:.2f})",
-                "" if share is None else f"{100 * share:.1f}",
-                "" if video is None else _figures(video),
+                _figures(1000 * said.seconds.value),
+                CLOCK_NAMES[clock_of(results, one)],
+                _slower(results, one),
+                _NO_SHARE if share is None else f"{100 * share:.0f}",
+                f"{NOT_MEASURED}the system does not say" if memory is None else f"{memory / 2**20:,.0f} MiB",
+                _same_top1(one),
+                _of_limit(results, found, one),
+                _times_real_time(results, found, one),
             )
         )
     return rows
 
 
-NETWORK_COLUMNS = ("network", "architecture", "input", "params, M", "GMAC/clip", "GMAC x views", "top-1 %")
+_NO_SHARE = f"{NOT_MEASURED}the system does not count what waits for a CPU, and this waits for files or processes too"
+
+
+def _tail(one: Measurement, said: Summary, name: Literal["p50", "p95", "p99"]) -> str:
+    seconds: float = getattr(said, name)
+    if not math.isnan(seconds):
+        return _figures(1000 * seconds)
+    calls = len(one.latencies)
+    if not calls:
+        return f"{NOT_MEASURED}single calls were not timed"
+    return f"{NOT_MEASURED}{calls} calls were timed, and it takes {FEWEST_CALLS[name]}"
+
+
+def _slower(results: Results, one: Measurement) -> str:
+    first = reference(results)
+    if one.party in ("", first):
+        return f"{NOT_MEASURED}{'it is what others are compared with' if one.party else 'it belongs to no network'}"
+    other = reference_of(results, one)
+    if other is None:
+        return f"{NOT_MEASURED}{first} was not timed under this setting"
+    factor = speed_up(results, other, one)
+    if factor is None:
+        return f"{NOT_MEASURED}its rounds and those of {first} are not the same"
+    return f"{factor.value:.2f} ({factor.low:.2f} to {factor.high:.2f})"
+
+
+def _same_top1(one: Measurement) -> str:
+    if one.difference is not None:
+        return f"{100 * one.difference.top1_agreement:.1f}"
+    if one.stage != "inference":
+        return f"{NOT_MEASURED}only inference is compared with the eager network"
+    if one.variant == "eager":
+        return f"{NOT_MEASURED}it is the eager network"
+    return f"{NOT_MEASURED}there is no trained network of the same input and classes to compare with"
+
+
+def _of_limit(results: Results, found: Summaries, one: Measurement) -> str:
+    share = share_of_limit(results, found, one)
+    if share is not None:
+        return f"{100 * share:.1f}"
+    if one.stage != "inference":
+        return f"{NOT_MEASURED}only inference has a limit"
+    if precision(one.variant) is None:
+        return f"{NOT_MEASURED}no ceiling is measured in {one.variant}"
+    if not results.ceilings:
+        return f"{NOT_MEASURED}the ceilings of this machine were not"
+    return f"{NOT_MEASURED}the network's arithmetic is not known"
+
+
+def _times_real_time(results: Results, found: Summaries, one: Measurement) -> str:
+    video = real_time(results, found, one)
+    if video is not None:
+        return _figures(video)
+    if one.stage not in ("inference", "end to end"):
+        return f"{NOT_MEASURED}it does not take clips to logits"
+    return f"{NOT_MEASURED}how much video a clip spans is not known without a list"
+
+
+def footnotes(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The rows with a number in the place of each reason for an empty cell, and the reasons by these numbers."""
+    reasons: dict[str, int] = {}
+    short = [
+        tuple(
+            f"({reasons.setdefault(cell, len(reasons) + 1)})" if cell.startswith(NOT_MEASURED) else cell for cell in row
+        )
+        for row in rows
+    ]
+    return short, [f"({number}) {reason}" for reason, number in reasons.items()]
+
+
+ENOUGH_CPU = 0.8
+"""Where a process had less of the CPU than that, its wall time is that of a busy machine."""
+
+
+def cpu_share(results: Results, measurement: Measurement) -> float | None:
+    """How much of the CPU time that it wanted this process had, from 0 to 1; None where that can't be told.
+
+    Where the system counts how long threads were ready to run and had no CPU (Linux), it is what they ran over both;
+    what they waited for files, for other processes or for each other plays no part. Elsewhere it is the process's CPU
+    time over wall time and threads, of stages that compute in this process alone, where nothing waits but for a CPU.
+    """
+    rounds = measurement.rounds
+    ran, wall = sum(one.cpu for one in rounds), sum(one.wall for one in rounds)
+    waited = [one.waited for one in rounds if one.waited is not None]
+    if not rounds or not wall or any(one.yardstick is None for one in rounds):
+        return None  # other processes worked too
+    if len(waited) == len(rounds):
+        return ran / max(ran + sum(waited), 1e-9)
+    if measurement.stage in _WAITING:
+        return None
+    # A GPU is driven by one thread.
+    threads = int(results.setting.get("threads", 1)) if results.setting.get("device", "cpu") == "cpu" else 1
+    return min(ran / (wall * threads), 1.0)
+
+
+def starved(results: Results) -> list[str]:
+    """A warning, if measurements had less than `ENOUGH_CPU` of the CPU."""
+    shares = {one.name: share for one in results.measurements if (share := cpu_share(results, one)) is not None}
+    few = {name: share for name, share in shares.items() if share < ENOUGH_CPU}
+    if not few:
+        return []
+    worst = min(few, key=lambda name: few[name])
+    more = f", and less than {100 * ENOUGH_CPU:.0f} % in {len(few) - 1} more" if len(few) > 1 else ""
+    counted = any(turn.waited is not None for one in results.measurements for turn in one.rounds)
+    what = "of the CPU time that it wanted" if counted else "of the CPU time of its threads"
+    or_else = "" if counted or results.setting.get("threads", 1) == 1 else " (or the network is too small for them)"
+    return [
+        f"Warning: this process had {100 * few[worst]:.0f} % {what} in {worst}{more}: other work was on the "
+        f"machine{or_else}, and figures by the wall clock are slower than on a quiet one."
+    ]
+
+
+NETWORK_COLUMNS = (
+    "network",
+    "architecture",
+    "input",
+    "1 clip, p50 ms (wall)",
+    "1 clip, p95 ms (wall)",
+    "params, M",
+    "GMAC/clip",
+    "GMAC x views",
+    "top-1 %",
+)
 
 
 def network_rows(results: Results) -> list[tuple[str, ...]]:
-    """One row for each network, under `NETWORK_COLUMNS`."""
+    """One row for each network, under `NETWORK_COLUMNS`; a cell without a figure says why."""
+    found = summaries(results)
+    unknown = f"{NOT_MEASURED}an exported file does not say"
     return [
         (
             one.party,
             one.architecture,
             one.input,
-            "" if one.params is None else _figures(one.params / 1e6),
-            "" if one.macs is None else _figures(one.macs / 1e9),
-            "" if one.macs is None else _figures(one.views * one.macs / 1e9),
-            "" if one.accuracy is None else f"{100 * one.accuracy:.1f}",
+            *_latency(results, found, one.party),
+            unknown if one.params is None else _figures(one.params / 1e6),
+            unknown if one.macs is None else _figures(one.macs / 1e9),
+            unknown if one.macs is None else _figures(one.views * one.macs / 1e9),
+            f"{NOT_MEASURED}no test scores (videokd evaluate RUN)"
+            if one.accuracy is None
+            else f"{100 * one.accuracy:.1f}",
         )
         for one in results.networks
     ]
 
 
-STAGE_COLUMNS = ("measurement", "ms/clip", "parts, ms/clip", "parts / whole %")
+def single_clip(results: Results, party: str) -> Measurement | None:
+    """Inference of one clip a call, of the variant that was timed first; one that failed, where none has figures."""
+    of = [one for one in results.measurements if (one.party, one.stage, one.clips) == (party, "inference", 1)]
+    return next((one for one in of if one.rounds and one.error is None), next(iter(of), None))
+
+
+def _latency(results: Results, found: Summaries, party: str) -> tuple[str, str]:
+    one = single_clip(results, party)
+    if one is None:
+        network = network_of(results, party)
+        exported = network is not None and network.params is None
+        why = "it was exported for calls of more clips" if exported else "one clip a call was not timed"
+    elif one.name not in found:
+        why = one.error or "nothing was timed"
+    else:
+        return _tail(one, found[one.name], "p50"), _tail(one, found[one.name], "p95")
+    return f"{NOT_MEASURED}{why}", f"{NOT_MEASURED}{why}"
+
+
+STAGE_COLUMNS = ("measurement", "ms/clip (wall)", "parts, ms/clip (wall)", "parts / whole %")
 
 
 def stage_rows(results: Results) -> list[tuple[str, ...]]:

@@ -34,6 +34,9 @@ class Round:
     yardstick: float | None
     """Seconds that a fixed piece of work took in the same round, on the clock that counts here: the machine's pace.
     None where other processes worked too, and nothing can be laid beside them."""
+    waited: float | None = None
+    """Seconds that threads of this process were ready to run and other work had the CPU, all threads together; None
+    where the system does not count them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,8 @@ class Measurement:
     is_stable: bool = True
     """Whether calls had stopped becoming faster by then."""
     peak_device_bytes: int | None = None
+    """Memory of the GPU at its most, of this contender alone: its weights and what it allocated on top of what was
+    there before."""
     resident_bytes: int | None = None
     """Of the process, after the measurement."""
     difference: Difference | None = None
@@ -128,7 +133,7 @@ class Results:
     """What was asked for."""
     setting: Mapping[str, Any]
     """"environment" (see `videokd.environment`), "device", "clock" (of comparisons: "cpu", "wall" or "device"),
-    "threads", "rounds", "workers", "list", "format"..."""
+    "clocks" (by which clock each kind of figure is), "tf32", "threads", "rounds", "workers", "list", "format"..."""
     networks: Sequence[Network] = ()
     measurements: Sequence[Measurement] = ()
     ceilings: Sequence[Ceiling] = ()
@@ -136,6 +141,8 @@ class Results:
     """Ratios, round by round, of one contender to itself: what this machine can't tell apart."""
     notes: Sequence[str] = field(default_factory=list)
     """What bounds it and what would lift it; what was left out, and why."""
+    partial: str = ""
+    """What is missing of a benchmark that was stopped or is not finished, in a sentence; "" of a whole one."""
 
     def of(self, party: str, stage: Stage, variant: str = "eager") -> list[Measurement]:
         """Measurements by rising number of clips; those that failed are among them."""

@@ -6,7 +6,7 @@ draw. No distribution is assumed, and a seed makes the same figures of the same 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +18,14 @@ from videokd.bench.results import Measurement, Round
 Clock = Literal["cpu", "wall", "device"]
 """Which seconds count: what the process computed, what passed by, or what the GPU's stream took."""
 
+CLOCK_NAMES: Mapping[Clock, str] = {"cpu": "process CPU", "wall": "wall", "device": "GPU events"}
+"""As tables, pages and messages name them."""
+
 YARDSTICK_POWER = 0.75
 """Of the yardstick's seconds, that a contender's are divided by. What makes the machine slow does not slow both alike,
 and the yardstick has noise of its own: 1 corrects too much and 0 nothing. Measured, see DECISIONS."""
+FEWEST_CALLS: Mapping[Literal["p50", "p95", "p99"], int] = {"p50": 1, "p95": 20, "p99": 100}
+"""That a percentile of single calls needs."""
 _RESAMPLED = 4000
 _RESAMPLED_AT_MOST = 20_000
 _FEWEST_CALLS, _STILL_FASTER = 6, 0.03
@@ -97,7 +102,7 @@ def summary(measurement: Measurement, clock: Clock) -> Summary:
     each = measurement.latencies
     p50, p95, p99 = (
         float(np.percentile(each, share)) if len(each) >= fewest else math.nan
-        for share, fewest in ((50, 1), (95, 20), (99, 100))
+        for share, fewest in zip((50, 95, 99), FEWEST_CALLS.values(), strict=True)
     )
     walls = seconds_a_call(rounds, "wall")
     middle = float(np.median(walls))

@@ -37,6 +37,8 @@ CPU, int8 the same with weights and activations in eight bits, calibrated on a f
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 ONLY_ON_GPU = ("fp16", "cuda-graphs", "cuda-graphs-bf16")
 ONLY_ON_CPU = ("onnx", "int8")
+AS_IT_IS = ("eager", "bf16", "fp16")
+"""They run the network itself, and the others a copy of it that they change."""
 
 Runner = Callable[[View], Tensor]
 """From a view on the device to logits."""
@@ -77,7 +79,7 @@ def runner(model: Model[Any], variant: Variant, views: Sequence[View]) -> Runner
     if variant in ONLY_ON_CPU:
         return _in_onnx_runtime(model, views, int8=variant == "int8")
     device = model.device
-    network = model if variant in ("eager", "bf16", "fp16") else deepcopy(model)
+    network = model if variant in AS_IT_IS else deepcopy(model)
     if variant in ("channels-last", "cuda-graphs-bf16", "compile-bf16"):
         to_channels_last(network)
     graphs = variant.startswith("cuda-graphs")
@@ -97,6 +99,13 @@ def runner(model: Model[Any], variant: Variant, views: Sequence[View]) -> Runner
         return found
 
     return run
+
+
+def shared_bytes(model: Model[Any] | None, variant: Variant) -> int:
+    """Memory of the network itself, where a variant runs it as it is and not a copy."""
+    if model is None or variant not in AS_IT_IS:
+        return 0
+    return sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
 
 
 def of_file(path: Path, *, trust: Collection[str] = ()) -> tuple[Runner, tuple[int, ...]]:

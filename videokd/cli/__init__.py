@@ -2,12 +2,21 @@
 
 import importlib
 import os
+import shlex
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from videokd.interruption import Interruption
+from videokd.interruption import (
+    Handled,
+    Interruption,
+    StopSignal,
+    files_written,
+    raise_if_stopped,
+    stop_requested,
+)
 
 COMMANDS: Mapping[str, str] = {
     "quickstart": "runs:quickstart",
@@ -69,34 +78,112 @@ videokd COMMAND --help says more.
 """
 
 
+_KEPT: Mapping[str, str] = {
+    "quickstart": "finished runs are kept",
+    "train": "no further step was done, and what an earlier start saved is kept",
+    "study": "finished runs are kept",
+    "label": "records that were stored before are kept",
+    "data pack": "whole shards are kept",
+}
+"""What a command leaves where it is stopped, if it does not say so itself; of others, the files that it wrote."""
+_MOST_FILES = 5
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code."""
+    """Runs a command; returns the exit code. SIGINT and SIGTERM end it at any point, with 130 and 143.
+
+    Args:
+        arguments: of the command line; None for those that the program was started with, after which the signals have
+            the system's own handlers, which end the process.
+    """
+    is_program = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with Handled():
+            return _caught(arguments)
+    except KeyboardInterrupt:  # once more, while the first one was reported
+        return 130
+    finally:
+        if is_program:
+            # What Python still does until the process is gone is not worth a traceback.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _caught(arguments: list[str]) -> int:
+    """Runs a command; errors and signals become a line and an exit code."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note
             return _run(arguments)
     except BrokenPipeError:
-        # Whoever read has read enough (`| head`); Python would complain once more at its end.
+        # Whoever read the output has read enough (`| head`); Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Interruption as stop:
-        from videokd.processes import is_first
-
-        if is_first():
-            print(f"videokd: {stop}", file=sys.stderr)
-        return 128 + stop.number
+        return _stopped(str(stop), stop.number)
     except (ValueError, OSError) as error:
+        if (number := _signal_behind(error)) is not None:
+            return _stopped(_kept(arguments), number)
         print(f"videokd: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("videokd: stopped", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        # A signal may have cut something in two that then failed in its own way, such as an import.
+        number = _signal_behind(error) or stop_requested()
+        if number is None:
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            number = signal.SIGINT
+        return _stopped(_kept(arguments), number)
+
+
+def _stopped(message: str, number: int) -> int:
+    # The variable, not `videokd.processes`: torch may not be loaded yet, and takes seconds.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"videokd: {message}", file=sys.stderr)
+    return 128 + number
+
+
+def _kept(arguments: list[str]) -> str:
+    """What is kept of a command that was stopped, and how to resume."""
+    command, _ = _split(arguments)
+    again = shlex.join(["videokd", *arguments])
+    if command == "quickstart" and "--resume" not in arguments:
+        again += " --resume"
+    if command in _KEPT:
+        return f"stopped; {_KEPT[command]}; resume with: {again}"
+    files = files_written()
+    written = ", ".join(files[-_MOST_FILES:]) + (f" and {len(files) - _MOST_FILES} more" * (len(files) > _MOST_FILES))
+    kept = f"written before that: {written}" if files else "no result was written"
+    return f"stopped; {kept}; run it again with: {again}"
+
+
+def _signal_behind(error: BaseException) -> int | None:
+    """The number of the signal that an error comes from, directly or through other errors."""
+    for one in _chain(error):
+        if isinstance(one, StopSignal | Interruption):
+            return one.number
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it was raised from, or while they were handled."""
+    seen: set[int] = set()
+    coming: BaseException | None = error
+    while coming is not None and id(coming) not in seen:
+        seen.add(id(coming))
+        yield coming
+        coming = coming.__cause__ or coming.__context__
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command's name, and the arguments after it."""
+    words = 2 if arguments[:1] == ["data"] or arguments[:2] in (["bench", "compare"], ["bench", "page"]) else 1
+    return " ".join(arguments[:words]), arguments[words:]
 
 
 def _run(arguments: list[str]) -> int:
-    words = 2 if arguments[:1] == ["data"] or arguments[:2] in (["bench", "compare"], ["bench", "page"]) else 1
-    command, rest = " ".join(arguments[:words]), arguments[words:]
+    command, rest = _split(arguments)
     if command in RECIPE_COMMANDS:
         chosen = _imported(RECIPE_COMMANDS[command])
         from videokd.cli.options import spelled_out
@@ -120,6 +207,7 @@ def _run(arguments: list[str]) -> int:
 def _imported(address: str) -> Callable[..., None]:
     module, _, function = address.partition(":")
     found: Callable[..., None] = getattr(importlib.import_module(f"videokd.cli.{module}"), function)
+    raise_if_stopped()  # an import may lose the exception, and do without what it cut in two
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from videokd.bench.benchmark import PARTS, Part, Plan, benchmark
+from videokd.bench.benchmark import PARTS, Part, Plan, Stopped, benchmark
 from videokd.bench.comparing import COLUMNS as COMPARED
 from videokd.bench.comparing import compare as compare_results
 from videokd.bench.comparing import comparison_rows
@@ -16,16 +16,18 @@ from videokd.bench.derived import (
     NETWORK_COLUMNS,
     SPEED_COLUMNS,
     STAGE_COLUMNS,
+    footnotes,
     network_rows,
     speed_rows,
     stage_rows,
 )
-from videokd.bench.results import read_results, write_results
+from videokd.bench.results import Results, read_results, write_results
 from videokd.bench.stages import chosen
 from videokd.bench.subjects import subject
 from videokd.bench.variants import Variant
 from videokd.cli.options import CONSOLE, HowToRead, ListOptions, TrustOption
 from videokd.clips.manifest import Manifest, is_url
+from videokd.interruption import Interruption, deferred
 from videokd.machine import Machine
 from videokd.recipe import Recipe
 from videokd.report.speed.page import write_speed_page
@@ -46,6 +48,7 @@ def bench(
     variants: tuple[Variant, ...] | None = None,
     batch_size: int | None = None,
     sweep: tuple[int, ...] = (),
+    tf32: bool = False,
     step_batch_size: int | None = None,
     workers: int = 0,
     views: int | None = None,
@@ -72,7 +75,8 @@ def bench(
             of this machine.
         variants: Ways to run each network; what is worth a look here if not given.
         batch_size: Clips a call; 8 on a CPU and 32 on a GPU if not given, or what an exported file was made for.
-        sweep: Further batch sizes, of the eager networks.
+        sweep: Further batch sizes, of the eager networks; one clip a call is always timed.
+        tf32: On a GPU, compute products in fp32 as TF32, matrix products and convolutions alike.
         step_batch_size: Clips of a training step; the recipe's if not given.
         workers: Processes that decode, for a second look at loading and the whole way.
         views: Clips that a video is scored by, for the cost of a video; as many as in the run's test, or one, if not
@@ -100,19 +104,45 @@ def bench(
         variants=variants,
         batch_size=batch_size,
         sweep=sweep,
+        tf32=tf32,
         step_batch_size=step_batch_size,
         workers=workers,
         views=views,
         machine=Machine(device=device),
         patience=patience,
     )
-    results = benchmark(plan, say=lambda line: CONSOLE.print(line, highlight=False))
+    path = out / "bench.json"
+    try:
+        results = benchmark(
+            plan,
+            say=lambda line: CONSOLE.print(line, highlight=False),
+            keep=lambda so_far: write_results(path, so_far),
+        )
+    except Stopped as stop:
+        with deferred():
+            _hand_out(stop.results, out)
+        raise Interruption(
+            f"{stop}; what was measured is kept in {path}, marked partial; the same command measures all of it again",
+            number=stop.number,
+        ) from stop
+    with deferred():
+        _hand_out(results, out)
+
+
+def _hand_out(results: Results, out: Path) -> None:
+    """Writes the results and their page, and prints them."""
     write_results(out / "bench.json", results)
     write_speed_page([results], out / "page.html")
-    CONSOLE.print(terminal_table(NETWORK_COLUMNS, network_rows(results), title=results.subject))
-    CONSOLE.print(terminal_table(SPEED_COLUMNS, speed_rows(results)))
+    networks, speeds = network_rows(results), speed_rows(results)
+    numbered, reasons = footnotes([*networks, *speeds])
+    CONSOLE.print(terminal_table(NETWORK_COLUMNS, numbered[: len(networks)], title=results.subject))
+    CONSOLE.print(terminal_table(SPEED_COLUMNS, numbered[len(networks) :]))
+    for reason in reasons:
+        CONSOLE.print(reason, highlight=False)
     if stages := stage_rows(results):
         CONSOLE.print(terminal_table(STAGE_COLUMNS, stages, title="from files to logits, and what it is made of"))
+    if results.partial:
+        CONSOLE.print(f"Partial: {results.partial}.", highlight=False)
     for note in results.notes:
         CONSOLE.print(note, highlight=False)
     CONSOLE.print(f"\nAll numbers: {out / 'bench.json'}; page: {out / 'page.html'}", highlight=False)

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -61,8 +60,6 @@ def label(arguments: Sequence[str]) -> None:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("label is not for torchrun: start one `videokd label ... --shard i/n` for each GPU instead")
-    # A job that is taken from its machine leaves a shard as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         missing = label_clips(
             command.recipe,
@@ -75,7 +72,7 @@ def label(arguments: Sequence[str]) -> None:
             console=CONSOLE,
         )
     except Stopped as stop:
-        stop.add_go_on(f"videokd label {shlex.join(arguments)}")
+        stop.add_command(f"videokd label {shlex.join(arguments)}")
         raise
     if missing:
         shards = int(command.shard.partition("/")[2])

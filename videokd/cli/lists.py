@@ -15,6 +15,7 @@ from videokd.clips.manifest import Manifest, write_manifest
 from videokd.clips.packing import Packing
 from videokd.clips.packing import pack as pack_videos
 from videokd.disk import write_text
+from videokd.interruption import Interruption, deferred
 from videokd.report.data_check import check_lines
 from videokd.report.tables import terminal_table
 
@@ -123,15 +124,21 @@ def check(
             for one in checking.check(manifest, depth=depth, workers=workers, time_limit=time_limit, partial=partial):
                 found.append(one)
                 progress.advance(bar)
-        except KeyboardInterrupt:
-            CONSOLE.print(f"{len(found)} of {len(manifest.videos)} videos checked; the same command goes on from there")
-            raise
-    checking.write_checked(manifest, found, out)
-    result = checking.report(manifest, found)
-    write_text(out.with_suffix(".report.json"), json.dumps(result, indent=2) + "\n")
-    partial.unlink(missing_ok=True)
-    for line in check_lines(result, checking.problems(result)):
-        CONSOLE.print(line)
+        except KeyboardInterrupt as stop:
+            raise Interruption(
+                f"stopped after {len(found)} of {len(manifest.videos)} videos, which are kept; resume with the same "
+                "command"
+            ) from stop
+    try:
+        with deferred():
+            checking.write_checked(manifest, found, out)
+            result = checking.report(manifest, found)
+            write_text(out.with_suffix(".report.json"), json.dumps(result, indent=2) + "\n")
+            partial.unlink(missing_ok=True)
+            for line in check_lines(result, checking.problems(result)):
+                CONSOLE.print(line)
+    except KeyboardInterrupt as stop:
+        raise Interruption(f"stopped; {out} is written, and nothing is left to resume") from stop
     CONSOLE.print(f"{out}: the manifest, with its frame table and report beside it. Train on it: --data.path {out}")
 
 

@@ -44,12 +44,8 @@ def study(arguments: Sequence[str]) -> None:
         "whether distillation helped. Every field of the study and its recipes can be overridden.",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    go_on = f"videokd study {shlex.join(arguments)}"
-    try:
-        found = run_study(command.study, command.out, console=CONSOLE, go_on=go_on)
-    except KeyboardInterrupt:
-        CONSOLE.print(f"go on with: {go_on}", highlight=False)
-        raise
+    resume_with = f"videokd study {shlex.join(arguments)}"
+    found = run_study(command.study, command.out, console=CONSOLE, go_on=resume_with)
     pairs = len(found["arms"]["alone"]["pairs"])
     CONSOLE.print(terminal_table(STUDY_COLUMNS, study_rows(found), title=f"{pairs} pairs on split {found['split']!r}"))
     for sentence in (*besides(found), not_compared(found)):

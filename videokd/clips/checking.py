@@ -20,6 +20,7 @@ from videokd.clips.pictures import Cut
 from videokd.clips.reading import VideoError, VideoIndex, num_decodable
 from videokd.clips.views import flip_sensitive
 from videokd.clips.workers import Workers
+from videokd.interruption import deferred
 
 Depth = Literal["decode", "scan"]
 """Decode every frame of a video, or list its packets and decode the first frame."""
@@ -221,7 +222,7 @@ def _stamp(path: Path) -> list[int]:
 def _append(partial: Path, video: Video, depth: Depth, facts: Facts, columns: Columns | None) -> None:
     text = None if columns is None else table.to_text(columns)
     line = {"path": video.id, "stamp": _stamp(video.path), "depth": depth, "facts": facts, "columns": text}
-    with partial.open("a", encoding="utf-8") as file:
+    with deferred(), partial.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

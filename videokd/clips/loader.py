@@ -18,6 +18,7 @@ from videokd.clips.order import ClipView, Order
 from videokd.clips.reading import Fault, VideoError
 from videokd.clips.workers import Finished, Workers
 from videokd.contracts import Batch, Clip, InputSpec, Sound, SoundSpec, View, ViewSpec
+from videokd.interruption import raise_if_stopped
 
 OnBadVideo = Literal["error", "skip", "substitute"]
 """What to do with a video that can't be read: stop; leave it out; put another clip of its class in its place."""
@@ -189,7 +190,9 @@ class _InThisProcess:
 
     def wait(self) -> "list[Finished[_Task, _Result]]":
         task = self._tasks.popleft()
-        return [Finished(task, self._decode(task), None)]
+        result = self._decode(task)
+        raise_if_stopped()  # a decoder's callback may have lost the signal, and the video seems damaged
+        return [Finished(task, result, None)]
 
     def close(self) -> None:
         self._tasks.clear()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from videokd.config import nearest
+from videokd.interruption import deferred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     write_rows([row_of(video, folder=path.parent) for video in manifest.videos], path)
 
 
+@deferred()
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes JSON lines; the file appears whole or not at all."""
     partial = path.with_name(path.name + ".partial")

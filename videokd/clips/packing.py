@@ -25,6 +25,7 @@ from videokd.clips.pictures import Cut, resized
 from videokd.clips.reading import VideoError, VideoIndex
 from videokd.clips.table import FrameTable
 from videokd.clips.workers import Finished, Workers
+from videokd.interruption import deferred
 
 Format = Literal["mp4", "jpeg", "raw"]
 """H.264 with a key frame every 16 and no B-frames; a JPEG for every frame; pixels as they are, memory-mapped."""
@@ -273,6 +274,7 @@ class _Shard:
         self._tar.addfile(member, io.BytesIO(content))
         return start + tarfile.BLOCKSIZE
 
+    @deferred()
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._file.close()
@@ -314,6 +316,7 @@ def _finished_shards(out: Path, packing: Packing) -> tuple[set[str], int]:
     return done, number
 
 
+@deferred()
 def _write_index(manifest: Manifest, out: Path, packing: Packing) -> list[str]:
     """index.frames first, then index.jsonl: who finds this finds all."""
     found: dict[str, dict[str, Any]] = {}

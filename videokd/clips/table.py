@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from videokd.clips.reading import Access, VideoIndex
+from videokd.interruption import deferred
 
 Row = Mapping[str, NDArray[np.int64]]  # column -> (n,), as long as it needs to be
 _FORMAT = "videokd frame table 1"
@@ -68,6 +69,7 @@ class FrameTable:
         return FrameTable, (self.path,)
 
 
+@deferred()
 def write_table(path: Path, rows: Iterable[tuple[str, Row]]) -> None:
     """Writes (video id, columns) in one go; the file appears whole or not at all."""
     rows = list(rows)

@@ -4,6 +4,7 @@ Every worker has two pipes of its own. A queue that workers share would be locke
 it holds the lock.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -22,10 +23,13 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 import torch.multiprocessing as multiprocessing
 
+from videokd.interruption import deferred, raise_if_stopped
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 FailureKind = Literal["time limit", "crashed", "raised"]
+_NAME = "videokd worker"
 _MAX_IDLE_DEATHS = 8
 """So many workers may die one after the other without a task in hand before it is the machine's fault."""
 
@@ -82,8 +86,13 @@ class Workers(Generic[Task, Result]):
         self._idle_deaths = 0
         self._numbers = 0
         self._workers: list[_Worker[Task]] = []
-        for _ in range(workers):
-            self._workers.append(_Worker(self._context, self._work, others=self._workers))
+        try:
+            with deferred():
+                for _ in range(workers):
+                    self._workers.append(_Worker(self._context, self._work, others=self._workers))
+        except KeyboardInterrupt:
+            self.close()
+            raise
 
     def __enter__(self) -> "Workers[Task, Result]":
         return self
@@ -111,6 +120,7 @@ class Workers(Generic[Task, Result]):
         assert self.pending, "nothing was submitted that could come back"
         finished: list[Finished[Task, Result]] = []
         while not finished:
+            raise_if_stopped()
             self._hand_out()
             ends = [end for worker in self._workers for end in (worker.results, worker.process.sentinel)]
             wait(ends, timeout=self._seconds_to_deadline())
@@ -121,6 +131,7 @@ class Workers(Generic[Task, Result]):
         self._hand_out()
         return finished
 
+    @deferred()
     def close(self) -> None:
         """Kills the workers; never waits for one that can't be killed."""
         for worker in self._workers:
@@ -195,6 +206,7 @@ class Workers(Generic[Task, Result]):
         self._replace(worker)
         return [Finished(ticket.task, None, Failure("time limit", f"it took longer than {self._time_limit:g} s"))]
 
+    @deferred()
     def _replace(self, worker: "_Worker[Task]") -> None:
         self._queue.extendleft(reversed(worker.tickets))
         self._workers.remove(worker)
@@ -240,6 +252,7 @@ class _Worker(Generic[Task]):
             target=_live,
             args=(work, its_tasks, its_results, self._clock, inherited if forked else [], os.getpid()),
             daemon=True,
+            name=_NAME,
         )
         self.process.start()
         its_tasks.close()
@@ -274,8 +287,10 @@ def _live(
         end.close()
     _die_with(parent)
     torch.set_num_threads(1)
-    # Ctrl-C is for the main process: it goes on to the end of its step, and needs its workers for that.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal or a job's supervisor sends signals to all processes. The main process may want to end its step, and
+    # needs its workers for that; it kills them when it is done.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):
         while True:
             number, task = tasks.recv()
@@ -291,6 +306,14 @@ def _live(
                 message = pickle.dumps((number, None, failure))
             results.send_bytes(message)
             clock[0] = -1.0
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Kills workers whose pool was never closed: multiprocessing would send them SIGTERM, and wait for ever."""
+    for child in multiprocessing.active_children():
+        if child.name == _NAME:
+            child.kill()
 
 
 def _die_with(parent: int) -> None:

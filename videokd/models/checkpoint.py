@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 
 from videokd.config import from_plain, to_plain
 from videokd.disk import write_bytes, write_text
+from videokd.interruption import deferred
 from videokd.json_files import read_object
 from videokd.models.huggingface_images import ClassNames
 from videokd.models.model import Model, ModelConfig
@@ -19,6 +20,7 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
 
 
+@deferred()
 def save_model(model: Model[Any], folder: str | Path) -> None:
     """Writes model.safetensors and model.json (config with input spec, class names) into `folder`.
 

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from videokd.interruption import deferred
 from videokd.predict.drawing import clock
 from videokd.predict.timelines import Timeline
 
@@ -62,5 +63,6 @@ def plot(timeline: Timeline, out: Path, *, top: int = 5) -> None:
     band.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(max(seconds, 0.0))))
     band.set_xlabel(f"time in {timeline.video.path.name}")
     partial = out.with_name(out.name + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(out)
+    with deferred():
+        figure.savefig(partial, dpi=120, format="png")
+        partial.replace(out)

@@ -11,6 +11,7 @@ from videokd.config import from_plain, to_plain
 from videokd.disk import write_text
 from videokd.evaluate import MIN_GAP, Evaluation, gap_recovered, interval, standard_error
 from videokd.fidelity import against_teacher
+from videokd.interruption import deferred
 from videokd.json_files import finite
 from videokd.predictions import Predictions, read_predictions, write_predictions
 from videokd.run_files import EVALUATION, read_evaluation
@@ -22,6 +23,7 @@ _WORTH_HAVING = 0.01
 """A gain (a share of clips) that an interval must leave out to say that there is none."""
 
 
+@deferred()
 def write_evaluation(run: str | Path, evaluation: Evaluation) -> Path:
     """Leaves a run's scores and predictions in its folder, where `compare` and `report` find them."""
     path = Path(run) / EVALUATION

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 import videokd
 from videokd.disk import write_bytes, write_text
+from videokd.interruption import deferred
 from videokd.machine import Machine
 from videokd.report import markdown
 from videokd.report.content import Chapter, Film, Films, Missing, Plot, Section, order_of, plain, shown
@@ -109,12 +110,14 @@ def write_chapters(chapters: Sequence[Chapter], out: Path, *, note: str = "") ->
         missing=[missing for one in chapters for missing in one.missing],
         faults=[f"{film.id}: {film.fault}" for one in chapters for film in films_of(one) if film.fault],
     )
-    write_text(out, html(chapters, svgs, note=note))
+    page = html(chapters, svgs, note=note)
     text, files = markdown.rendered(chapters, svgs, folder=pictures.name)
-    pictures.mkdir(exist_ok=True)
-    for name, data in files.items():
-        write_bytes(pictures / name, data)
-    write_text(written.markdown, text)
+    with deferred():
+        write_text(out, page)
+        pictures.mkdir(exist_ok=True)
+        for name, data in files.items():
+            write_bytes(pictures / name, data)
+        write_text(written.markdown, text)
     return written
 
 

@@ -68,7 +68,7 @@ def over_clips(each: Sequence[Series], looks: Looks, *, title: str) -> Figure:
     _at_the_end(axes, [(one.x[-1], one.y[-1]) for one in each], names, place=max(ticks) * 2 ** (0.06 * reach))
     axes.set_title(title)
     axes.set_xlabel("clips a call")
-    axes.set_ylabel("clips/s")
+    axes.set_ylabel("clips/s (wall)")
     return figure
 
 
@@ -89,7 +89,7 @@ def waterfall(parts: Mapping[str, float], whole: float, look: Look, *, title: st
     axes.set_xlim(0, 1.14 * max(begun, whole))
     row_names(axes, [*parts, "end to end"])
     axes.set_title(cut(title, _PARTY + _VARIANT + 2))
-    axes.set_xlabel("ms a clip")
+    axes.set_xlabel("ms a clip (wall)")
     return figure
 
 
@@ -112,7 +112,7 @@ def calls(each: Sequence[tuple[str, str, Sequence[float]]], looks: Looks, *, tit
         axes.set_xlim(0, 1.04 * max(every))
     axes.set_yticks(range(len(each)), [_name(arm, variant, looks) for arm, variant, _ in each])
     axes.set_title(title)
-    axes.set_xlabel("ms a call")
+    axes.set_xlabel("ms a call (wall)")
     return figure
 
 

@@ -90,7 +90,7 @@ def limits(bench: Bench) -> Section | Missing:
         Column(title="clips a call", kind="count"),
         Column(title="bytes/clip", kind="size", note="weights, once a call, and what layers read and write"),
         Column(title="at least, ms/clip", note="the longer of products and bytes at the machine's best pace"),
-        Column(title="measured, ms/clip"),
+        Column(title="measured, ms/clip (wall)"),
         Column(title="bound by", kind="name", note="which of the two takes longer"),
         Column(title="of the limit %", kind="share", note="at least / measured"),
         Column(title="MAC/s", kind="size"),
@@ -160,6 +160,9 @@ def caveats(bench: Bench) -> Section | None:
         if said is None:
             items.append(f"{one.name} has no figure: {why(one)}.")
             continue
+        share = derived.cpu_share(bench.results, one)
+        if share is not None and share < derived.ENOUGH_CPU:
+            items.append(f"{one.name}: this process had {shown(share, 'ratio')} of the CPU time that it wanted.")
         if not one.is_stable:
             items.append(f"{one.name} still became faster when the clock started.")
         if said.spread > UNEVEN:

@@ -8,6 +8,7 @@ import matplotlib
 
 from videokd.bench import derived
 from videokd.bench.results import Results, Stage
+from videokd.bench.statistics import CLOCK_NAMES
 from videokd.report.content import (
     Block,
     Cell,
@@ -102,7 +103,7 @@ def together(each: Sequence[Results]) -> Chapter:
     columns = [
         Column(title="network", kind="arm"),
         Column(title="fastest", kind="name"),
-        Column(title="clips/s"),
+        Column(title="clips/s (wall)"),
         Column(title="accuracy %", kind="share"),
         Column(title="parameters", kind="size"),
         Column(title="MAC/clip", kind="size"),
@@ -176,9 +177,9 @@ def accuracy(each: Sequence[Results], looks: Mapping[str, Look]) -> Section | Mi
     columns = [
         Column(title="network", kind="arm"),
         Column(title="top-1 %", kind="share"),
-        Column(title="videos/s", note="clips/s over the views that the accuracy took"),
+        Column(title="videos/s (wall)", note="clips/s over the views that the accuracy took"),
         Column(title="views", kind="count"),
-        Column(title="clips/s"),
+        Column(title="clips/s (wall)"),
         Column(title="fastest", kind="name"),
     ]
     said = "; ".join(
@@ -208,7 +209,7 @@ def _verdict(bench: Bench) -> str:
     if best is None:
         return "Nothing could be measured." if bench.results.measurements else "Nothing was measured."
     what = SAID.get(best.stage, best.stage)
-    said = f"{begun(best.party)} does {shown(bench.rate(best), 'number')} clips/s {what} ({under(best)})"
+    said = f"{begun(best.party)} does {shown(bench.rate(best), 'number')} clips/s (wall) {what} ({under(best)})"
     factors = []
     for party, (other, factor) in bench.ahead_of(best).items():
         how = "" if under(other) == under(best) else f" ({under(other)})"
@@ -228,14 +229,18 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         "threads": results.setting.get("threads"),
         "workers": results.setting.get("workers"),
         "rounds": results.setting.get("rounds"),
-        "ratios by": _CLOCKS.get(str(results.setting.get("clock"))),
+        "result": "partial" if results.partial else None,
+        "ratios by": CLOCK_NAMES.get(results.setting.get("clock", "wall")),
+        "fp32 products": _ARITHMETIC.get(bool(results.setting["tf32"]))
+        if results.setting.get("tf32") is not None
+        else None,
         "list": Path(str(results.setting.get("list") or "")).name,
         "format": results.setting.get("format"),
     }
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-_CLOCKS = {"cpu": "seconds of the processor", "wall": "wall clock", "device": "seconds of the GPU"}
+_ARITHMETIC = {True: "as TF32, matrix products and convolutions", False: "without TF32"}
 
 
 def _machine(results: Results) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from videokd.bench import derived
 from videokd.bench.results import Measurement, Results, Stage
-from videokd.bench.statistics import Interval, Summary
+from videokd.bench.statistics import CLOCK_NAMES, FEWEST_CALLS, Interval, Summary
 from videokd.report.content import (
     Block,
     Cell,
@@ -102,6 +102,8 @@ def answer(bench: Bench) -> Section | Missing:
     if not bench.found:
         return Missing(title="Rates", why="no measurement has a figure", command=COMMAND)
     blocks: list[Block] = [Figures(items=_large(bench))]
+    if bench.results.partial:
+        blocks.insert(0, Prose(text=f"This result is partial: {bench.results.partial}.", warns=True))
     if bench.results.notes:
         blocks.append(Prose(items=list(bench.results.notes)))
     of_parties = [one for stage in _ANSWERS for one in bench.results.measurements if one.party and one.stage == stage]
@@ -109,8 +111,9 @@ def answer(bench: Bench) -> Section | Missing:
     first, *others = bench.parties or [""]
     columns = [Column(title="stage", kind="name"), Column(title="variant", kind="name")]
     columns += [Column(title="clips a call", kind="count")]
-    columns += [Column(title=f"{party}, clips/s") for party in bench.parties]
-    note = "how many times the other's clips/s; median of the rounds' ratios, 95 % interval"
+    columns += [Column(title=f"{party}, clips/s (wall)") for party in bench.parties]
+    clock = CLOCK_NAMES[bench.results.setting.get("clock", "wall")]
+    note = f"how many times the other's clips/s; median of the rounds' ratios by {clock}, 95 % interval"
     columns += [Column(title=f"{first} over {party}", note=note) for party in others]
     rows: list[list[Cell]] = []
     for stage, variant, clips in settings:
@@ -141,16 +144,21 @@ def _large(bench: Bench) -> list[tuple[str, str, str]]:
             break
         mine = derived.fastest(bench.results, bench.found, party, best.stage)
         if mine is not None:
-            what = f"clips/s of {party}, {SAID.get(best.stage, best.stage)}"
+            what = f"clips/s (wall) of {party}, {SAID.get(best.stage, best.stage)}"
             items.append((shown(bench.rate(mine), "number"), what, f"at its fastest: {under(mine)}"))
     if best is None:
         return items
+    single = derived.single_clip(bench.results, best.party)
+    if single is not None and single.name in bench.found and math.isfinite(bench.found[single.name].p50):
+        ms = shown(1000 * bench.found[single.name].p50, "number")
+        items.append((f"{ms} ms", f"for one clip, {best.party}, median (wall)", under(single)))
     for party, (_, factor) in list(bench.ahead_of(best).items())[: _LARGE - 1]:
         sure = f"95 % interval {shown(factor.low, 'number')} to {shown(factor.high, 'number')}, each at its fastest"
         items.append((f"{shown(factor.value, 'number')}×", f"the rate of {party}", sure))
     end = derived.fastest(bench.results, bench.found, best.party, "end to end")
     if best.stage == "inference" and end is not None:
-        items.append((shown(bench.rate(end), "number"), f"clips/s of {best.party}, {SAID['end to end']}", under(end)))
+        what = f"clips/s (wall) of {best.party}, {SAID['end to end']}"
+        items.append((shown(bench.rate(end), "number"), what, under(end)))
     video = derived.real_time(bench.results, bench.found, end or best)
     if video is not None:
         how = f"seconds of video a second, {best.party}, {SAID[(end or best).stage]}"
@@ -234,8 +242,8 @@ def stages(bench: Bench) -> Section | Missing:
         Column(title="party", kind="arm"),
         Column(title="variant", kind="name"),
         Column(title="clips a call", kind="count"),
-        *(Column(title=f"{stage}, ms") for stage in every),
-        Column(title="end to end, ms"),
+        *(Column(title=f"{stage}, ms (wall)") for stage in every),
+        Column(title="end to end, ms (wall)"),
         Column(title="parts / whole %", kind="share", note="above 100 they overlap"),
         Column(title="longest / whole %", kind="share", note="at 100 this part alone bounds the rate"),
     ]
@@ -327,14 +335,17 @@ def everything(bench: Bench) -> Section | Missing:
         Column(title="stage", kind="name"),
         Column(title="variant", kind="name"),
         Column(title="clips a call", kind="count"),
-        Column(title="clips/s", note="all clips over all wall seconds"),
-        Column(title="p50 ms", note="of single calls, each awaited; so are p95 and p99"),
-        Column(title="p95 ms"),
-        Column(title="p99 ms"),
-        Column(title="spread %", kind="share", note="median absolute deviation of the rounds over their median"),
+        Column(title="clips/s (wall)", note="all clips over all wall seconds"),
+        Column(title="p50 ms (wall)", note="of single calls, each awaited; so are p95 and p99"),
+        Column(title="p95 ms (wall)", note=f"of at least {FEWEST_CALLS['p95']} calls"),
+        Column(title="p99 ms (wall)", note=f"of at least {FEWEST_CALLS['p99']} calls"),
+        Column(title="spread % (wall)", kind="share", note="median absolute deviation of the rounds over their median"),
+        Column(title="ms/call", note="median over rounds, by the clock that is compared: the next column"),
+        Column(title="clock of it", kind="name"),
+        Column(title="of the CPU %", kind="share", note="CPU time that this process had, of what it wanted"),
         Column(title="peak of GPU, bytes", kind="size"),
         Column(title="of process, bytes", kind="size", note="resident after the measurement"),
-        Column(title="first call, s"),
+        Column(title="first call, s (wall)"),
         Column(title="warm-up calls", kind="count"),
         Column(title="same top-1 %", kind="share", note="clips with the same class as in fp32"),
         Column(title="off fp32 %", kind="share", note="root mean square of the logits' differences over theirs"),
@@ -344,10 +355,12 @@ def everything(bench: Bench) -> Section | Missing:
     rows: list[list[Cell]] = []
     for one in results.measurements:
         said = bench.found.get(one.name)
-        numbers: list[Cell] = [None] * 5
+        numbers: list[Cell] = [None] * 8
         if said is not None:
             tails = [_known_ms(seconds) for seconds in (said.p50, said.p95, said.p99)]
-            numbers = [said.clips_per_second, *tails, said.spread]
+            clock = CLOCK_NAMES[derived.clock_of(results, one)]
+            numbers = [said.clips_per_second, *tails, said.spread, 1000 * said.seconds.value, clock]
+            numbers.append(derived.cpu_share(results, one))
         rows.append(
             [
                 one.party or None,
@@ -370,8 +383,26 @@ def everything(bench: Bench) -> Section | Missing:
         name="measurements",
         title="All measurements",
         lead="Everything that was timed, and what could not be.",
-        blocks=[Table(columns=columns, rows=rows)],
+        blocks=[Table(columns=columns, rows=rows, note="A dash was not measured."), *_reasons(results)],
     )
+
+
+def _reasons(results: Results) -> list[Block]:
+    """Why figures of the table are missing."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in derived.speed_rows(results):
+        for column, cell in zip(derived.SPEED_COLUMNS, row, strict=True):
+            if cell.startswith(derived.NOT_MEASURED) and column in _EXPLAINED:
+                reasons.setdefault((column, cell.removeprefix(derived.NOT_MEASURED)), []).append(row[0])
+    items = []
+    for (column, why), names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        items.append(f"{column}, of {cut(', '.join(names[:3]), 160)}{more}: {why}.")
+    return [Prose(text="Why figures are missing:"), Prose(items=items)] if items else []
+
+
+_EXPLAINED = ("clips/s (wall)", "p95 ms (wall)", "p99 ms (wall)", "of the CPU %", "RSS (GPU: peak)", "same top-1 %")
+"""Columns of the terminal's table that the page has too."""
 
 
 def under(one: Measurement) -> str:
