@@ -77,7 +77,7 @@ def test_nothing_says_who_ran_it_or_what_they_keep_secret(monkeypatch: pytest.Mo
     arguments = ["train", "x.py", "--data.path", "s3://alice:hunter2@store/set", "--out", "/home/alice/runs/a"]
     monkeypatch.setattr(sys, "argv", ["/home/alice/.venv/bin/videokd", *arguments])
     found = environment()
-    assert found["command"] == ["videokd", "train", "x.py", "--data.path", "s3://store/set", "--out", "~/runs/a"]
+    assert found["command"] == ["videokd", "train", "x.py", "--data.path", "s3://***@store/set", "--out", "~/runs/a"]
     assert found["variables"]["SLURM_JOB_ID"] == "77"
     assert "alice" not in json.dumps(found)
     assert "hunter2" not in json.dumps(found)

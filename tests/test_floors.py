@@ -45,6 +45,7 @@ FLOORS = {
     "averaging": 1,
     "norms": 1,
     "processes": 0,
+    "text": 0,
     "disk": 0,
     "json_files": 0,
     "interruption": -1,

@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ import av
 import torch
 
 import videokd
+from videokd.text import redacted
 
 PACKAGES = ("torch", "torchvision", "timm", "av", "numpy", "einops", "safetensors", "tyro")
 READERS = ("decord2", "torchcodec")
@@ -75,10 +75,10 @@ def environment() -> dict[str, Any]:
 
 
 def _without_user(argument: str) -> str:
-    """An argument without the name that a home folder or a URL (user:password@) gives away."""
+    """An argument without the name that a home folder gives away, and without the secrets of a URL."""
     home = os.path.expanduser("~")
     argument = argument.replace(home, "~") if len(home) > 1 else argument
-    return re.sub(r"://[^/@\s]+@", "://", argument)
+    return redacted(argument)
 
 
 def _packages() -> dict[str, str]:

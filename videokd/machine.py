@@ -3,13 +3,16 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.segment import Segment
 
 from videokd.processes import local_rank, rank
+from videokd.text import for_terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,21 @@ def terminal() -> Console:
     """Where to report. Names of files are printed as they are: a bracket in one is no markup."""
     # A pipe or a file has no width: tables are as wide as they need to be there, instead of cut to 80 columns.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240
-    return Console(markup=False, highlight=False, soft_wrap=True, width=width)
+    return _Terminal(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
+
+
+class _Terminal(Console):
+    """A console on which text from outside does nothing but stand there: names of files and classes, messages of other
+    programs."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints each text on one line; tables see to their cells themselves."""
+        super().print(*(for_terminal(one) if isinstance(one, str) else one for one in objects), **options)
+
+    def render(self, *renderable: Any, **options: Any) -> Iterator[Segment]:
+        """What goes to the terminal in the end: what came by another way than `print` (bars, titles) is safe too."""
+        for segment in super().render(*renderable, **options):
+            yield segment if segment.control else segment._replace(text=for_terminal(segment.text, keep="\n"))
 
 
 def seed_step(seed: int, step: int) -> None:

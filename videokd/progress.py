@@ -5,10 +5,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
+from rich.text import Text
 
+from videokd.text import for_terminal
 from videokd.timing import duration
 
 LINE_SECONDS = 30.0
@@ -109,14 +112,32 @@ class Display:
         return found if self._score is None else [*found, self._score]
 
 
-def bar(console: Console) -> Progress:
-    """A progress bar that shows nothing but on a terminal; its tasks have a field `detail`, text behind the bar."""
+def bar(console: Console, *, transient: bool = False, disable: bool = False) -> Progress:
+    """A progress bar that shows nothing but on a terminal.
+
+    Args:
+        console: where to show it.
+        transient: whether it vanishes when it is done.
+        disable: whether it shows nothing there either.
+    """
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        _Plain("description"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
+        _Plain("detail"),
         TimeElapsedColumn(),
         console=console,
-        disable=not console.is_terminal,
+        transient=transient,
+        disable=disable or not console.is_terminal,
     )
+
+
+class _Plain(ProgressColumn):
+    """A task's description, or its field `detail`: names from outside are in them, and no markup."""
+
+    def __init__(self, part: Literal["description", "detail"]) -> None:
+        super().__init__()
+        self._part = part
+
+    def render(self, task: Task) -> Text:
+        return Text(for_terminal(task.description if self._part == "description" else task.fields.get("detail", "")))

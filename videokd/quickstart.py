@@ -209,7 +209,8 @@ def _print(report: Mapping[str, Any], out: Path, console: Console) -> None:
             "--regime same-data --resume",
         )
     minutes = sum(report["seconds"].values()) / 60
-    console.print(f"\nTook {minutes:.1f} minutes. Report and plots: {out / 'report.md'}")
+    console.print()
+    console.print(f"Took {minutes:.1f} minutes. Report and plots: {out / 'report.md'}")
 
 
 def _claim(out: Path, settings: str, *, resume: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from videokd.checkpoint import State
 from videokd.config import differing_fields, from_plain, to_plain
-from videokd.disk import write_text
+from videokd.disk import open_to_append, write_text
 from videokd.interruption import deferred
 from videokd.json_files import as_object, parse_json
 from videokd.run_files import read_run_file
@@ -106,8 +106,8 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""
         try:
-            with deferred(), self.metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            with deferred(), open_to_append(self.metrics_path) as file:
+                file.write(f"{json.dumps(row)}\n".encode())
         except OSError as error:
             raise OSError(error.errno, f"{self.metrics_path} can't be written: {error.strerror}") from error
 

@@ -9,8 +9,6 @@ content_hashes.jsonl   hashes of the videos, kept so that an unchanged file is r
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from videokd.clips.dataset import VIEWS, ClipDataset, file_bytes
 from videokd.clips.hashes import ContentHashes
 from videokd.config import differing_fields, nearest, to_plain
 from videokd.contracts import FeatureMap, Grid, Outputs
+from videokd.disk import whole_file
 from videokd.json_files import parse_json, read_object
 from videokd.models import Model
 from videokd.records import Contents, StoredType, spread
@@ -150,7 +149,7 @@ def claim(folder: Path, header: Mapping[str, Any], clips: Sequence[Mapping[str, 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / HEADER
     if not path.is_file():
-        others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{HEADER}")]
+        others = [file.name for file in folder.iterdir() if not file.name.startswith(f"{HEADER}.")]
         if others and not path.is_file():
             raise ValueError(f"{folder} already holds something else ({others[0]}); name another --out")
         _write_if_new(path, json.dumps(header, indent=1) + "\n")
@@ -431,22 +430,6 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _write_if_new(path: Path, text: str, *, replace: bool = False) -> None:
-    """Writes a file whole, under a name of its own first: others may be doing the same. One that is there stays, unless
-    it is to be replaced."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{HEADER}.", suffix=".partial")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    if replace:
-        os.replace(name, path)
-        return
-    try:
-        os.link(name, path)  # of several processes, one does it
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        os.replace(name, path)
-        return
-    os.unlink(name)
+    """Writes a file whole, while others may be doing the same. One that is there stays, unless it is to be replaced."""
+    with whole_file(path, shared=True, keep=not replace) as file:
+        file.write(text.encode())

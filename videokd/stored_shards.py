@@ -11,15 +11,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videokd.clips.hashes import changed_ns, is_settled
-from videokd.disk import write_text
+from videokd.disk import open_to_append, write_text
 from videokd.records import VALID
 
 HEADER = "header.json"
@@ -67,7 +66,7 @@ class ShardWriter:
     def __init__(self, path: Path, layout: np.dtype[np.void], *, rows: int, block: int) -> None:
         self.path, self.layout, self.rows = path, layout, rows
         self.partial = partial_path(path)
-        self._file: BufferedRandom = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        self._file = open_to_append(self.partial)
         _lock(self._file, self.partial)
         there = min(self._file.seek(0, os.SEEK_END) // layout.itemsize, rows)
         self.done = there if there == rows else there - there % block
@@ -203,7 +202,7 @@ def _checksum(records: "hashlib.blake2b", facts: Mapping[str, Any]) -> str:
     return whole.hexdigest()
 
 
-def _lock(file: BufferedRandom, path: Path) -> None:
+def _lock(file: BinaryIO, path: Path) -> None:
     """For as long as the file is open, where the system can."""
     try:
         import fcntl

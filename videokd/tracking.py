@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Literal, Protocol
 
 from videokd.disk import write_text
+from videokd.text import redacted
 
 Track = Literal["tensorboard", "wandb", "mlflow"]
 PROJECT = "videokd"
@@ -73,7 +74,7 @@ def trackers(
             try:
                 sink = _SINKS[one](library, run)
             except Exception as error:  # whatever the library raises: no network, no key, no such run
-                raise ValueError(f"{one} can't track the run: {error}{_ADVICE.get(one, '')}") from error
+                raise ValueError(f"{one} can't track the run: {redacted(str(error))}{_ADVICE.get(one, '')}") from None
             opened[one] = sink
             stack.callback(sink.close)
         ids |= {one: sink.id for one, sink in opened.items() if sink.id is not None}
@@ -229,7 +230,7 @@ class _MLflow:
         try:
             self._client.set_terminated(self.id, status="FINISHED" if self._finished else "FAILED")
         except Exception as error:
-            warnings.warn(f"MLflow was not told that the run ended: {error}", stacklevel=2)
+            warnings.warn(f"MLflow was not told that the run ended: {redacted(str(error))}", stacklevel=2)
         if self._waiting:
             left = f"{len(self._waiting)} metrics never reached MLflow; metrics.jsonl has them"
             warnings.warn(left, stacklevel=2)
@@ -242,7 +243,7 @@ class _MLflow:
                 del self._waiting[: len(batch)]
         except Exception as error:  # no reason to end a run
             self._wait_until = time.monotonic() + self._PAUSE_SECONDS
-            warnings.warn(f"MLflow can't be reached, metrics wait: {error}", stacklevel=2)
+            warnings.warn(f"MLflow can't be reached, metrics wait: {redacted(str(error))}", stacklevel=2)
 
 
 _SINKS: dict[Track, Callable[[ModuleType, _Run], _Sink]] = {

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import torch
 
 from videokd.bench.devices import current
 from videokd.bench.results import Ceiling
+from videokd.clips.container import open_container
 
 _ROUNDS = 7
 
@@ -64,7 +64,7 @@ def _decoding(files: Sequence[Path]) -> Ceiling:
     for _ in range(3):
         started, frames = time.perf_counter(), 0
         for file in files:
-            with av.open(str(file)) as container:
+            with open_container(file) as container:
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1
                 frames += sum(1 for _ in container.decode(stream))

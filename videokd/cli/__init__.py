@@ -5,8 +5,10 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 from videokd.interruption import (
@@ -17,6 +19,7 @@ from videokd.interruption import (
     raise_if_stopped,
     stop_requested,
 )
+from videokd.text import for_terminal, to_stderr
 
 COMMANDS: Mapping[str, str] = {
     "quickstart": "runs:quickstart",
@@ -125,13 +128,14 @@ def _caught(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         if (number := _signal_behind(error)) is not None:
             return _stopped(_kept(arguments), number)
-        print(f"videokd: error: {error}", file=sys.stderr)
+        to_stderr(f"error: {error}")
         return 1
     except (Exception, KeyboardInterrupt) as error:
         # A signal may have cut something in two that then failed in its own way, such as an import.
         number = _signal_behind(error) or stop_requested()
         if number is None:
             if not isinstance(error, KeyboardInterrupt):
+                sys.excepthook = _traceback
                 raise
             number = signal.SIGINT
         return _stopped(_kept(arguments), number)
@@ -140,7 +144,7 @@ def _caught(arguments: list[str]) -> int:
 def _stopped(message: str, number: int) -> int:
     # The variable, not `videokd.processes`: torch may not be loaded yet, and takes seconds.
     if os.environ.get("RANK", "0") == "0":
-        print(f"videokd: {message}", file=sys.stderr)
+        to_stderr(message)
     return 128 + number
 
 
@@ -198,8 +202,9 @@ def _run(arguments: list[str]) -> int:
     else:
         from videokd.config import nearest
 
-        said = f"videokd: no command {command!r}{nearest(command, [*COMMANDS, *RECIPE_COMMANDS])}\n" if command else ""
-        print(f"{said}{USAGE}", end="", file=sys.stderr)
+        if command:
+            to_stderr(f"no command {command!r}{nearest(command, [*COMMANDS, *RECIPE_COMMANDS])}")
+        print(USAGE, end="", file=sys.stderr)
         return 2
     return 0
 
@@ -213,4 +218,10 @@ def _imported(address: str) -> Callable[..., None]:
 
 def _note(message: Warning | str, *where: Any, **more: Any) -> None:
     """A warning as a user reads it, without the line of code that it came from."""
-    print(f"videokd: note: {message}", file=sys.stderr)
+    to_stderr(f"note: {message}")
+
+
+def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints a fault of the program itself as Python does, but that names in it do nothing to the terminal."""
+    lines = traceback.format_exception(kind, error, trace)
+    print(for_terminal("".join(lines).rstrip(), keep="\n"), file=sys.stderr)

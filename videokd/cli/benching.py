@@ -1,6 +1,5 @@
 """`videokd bench` and `videokd bench compare`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +31,7 @@ from videokd.machine import Machine
 from videokd.recipe import Recipe
 from videokd.report.speed.page import write_speed_page
 from videokd.report.tables import terminal_table
+from videokd.text import to_stderr
 
 _SLOWER = 3
 """The exit code of `bench compare` then; 1 is what errors have."""
@@ -145,7 +145,8 @@ def _hand_out(results: Results, out: Path) -> None:
         CONSOLE.print(f"Partial: {results.partial}.", highlight=False)
     for note in results.notes:
         CONSOLE.print(note, highlight=False)
-    CONSOLE.print(f"\nAll numbers: {out / 'bench.json'}; page: {out / 'page.html'}", highlight=False)
+    CONSOLE.print()
+    CONSOLE.print(f"All numbers: {out / 'bench.json'}; page: {out / 'page.html'}", highlight=False)
 
 
 def compare(
@@ -169,7 +170,7 @@ def compare(
     for difference in found.differs:
         CONSOLE.print(f"Not the same: {difference}", highlight=False)
     if found.regressed:
-        print(f"videokd: slower than {max_regress} allows", file=sys.stderr)
+        to_stderr(f"slower than {max_regress} allows")
         raise SystemExit(_SLOWER)
     if not any(row.verdict in ("same", "faster", "mended") for row in found.rows):
         raise ValueError(f"nothing can be told of {old} and {new}: the table says why")

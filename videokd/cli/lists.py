@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.progress import Progress
 
 from videokd.cli.options import CONSOLE, HowToRead, ListOptions
 from videokd.clips import checking, synthetic
 from videokd.clips.folds import folds as make_folds
-from videokd.clips.manifest import Manifest, write_manifest
+from videokd.clips.manifest import Manifest, shard_in, write_manifest
 from videokd.clips.packing import Packing
 from videokd.clips.packing import pack as pack_videos
 from videokd.disk import write_text
 from videokd.interruption import Interruption, deferred
+from videokd.progress import bar as progress_bar
 from videokd.report.data_check import check_lines
 from videokd.report.tables import terminal_table
 
@@ -116,9 +116,12 @@ def check(
     if out.exists():
         raise ValueError(f"{out} is there already: remove it, or name another --out")
     manifest = how.read(videos, allow_leaks=True)
+    for video in manifest.videos:
+        if video.packed is not None:
+            shard_in(out.parent, video.packed.shard)  # before the work, not after it
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, found = out.with_name(out.name + ".partial-check"), []
-    with Progress(*Progress.get_default_columns(), console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+    with progress_bar(CONSOLE) as progress:
         bar = progress.add_task("checking", total=len(manifest.videos))
         try:
             for one in checking.check(manifest, depth=depth, workers=workers, time_limit=time_limit, partial=partial):
@@ -167,7 +170,7 @@ def pack(
         on_bad_video: Stop at a video that can't be read, or leave it out, named and counted.
     """
     manifest = how.read(videos)
-    with Progress(*Progress.get_default_columns(), console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+    with progress_bar(CONSOLE) as progress:
         bar = progress.add_task("packing", total=len(manifest.videos))
         left_out = pack_videos(
             manifest,

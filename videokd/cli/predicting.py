@@ -1,6 +1,5 @@
 """The command that says what is in videos."""
 
-import json
 import os
 import sys
 from collections import Counter
@@ -40,7 +39,9 @@ from videokd.predict import (
 from videokd.predict import draw as draw_copy
 from videokd.predict import plot as draw_plot
 from videokd.predict import timeline as make_timeline
+from videokd.progress import bar as progress_bar
 from videokd.report.tables import terminal_table
+from videokd.text import to_json, to_stderr
 
 Format = Literal["table", "json", "csv"]
 
@@ -115,7 +116,7 @@ def predict(
         raise ValueError(f"no folder {model}: name that of a run, or of a saved model")
     network = load_model(model, trust=trust).to(machine.find())
 
-    with Progress(console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal or written != "table") as progress:
+    with progress_bar(CONSOLE, transient=True, disable=written != "table") as progress:
         if timeline:
             one = partial(
                 make_timeline,
@@ -149,7 +150,7 @@ def predict(
             result = _Result(plain, predictions_csv(found, top_k=top_k), [_predictions_table(found, top_k)])
     _hand_out(result, written, out)
     for reason in skipped:
-        _note(f"skipped: {reason}")
+        to_stderr(f"skipped: {reason}")
     if skipped:
         raise ValueError(f"{len(skipped)} of {len(chosen.videos)} videos were skipped, for the reasons above")
 
@@ -202,8 +203,10 @@ def _targets(videos: Sequence[Path], out: Path | None, suffix: str) -> dict[Path
         return {videos[0]: out}
     if out.suffix and not out.is_dir():
         raise ValueError(f"{out} is no {suffix} file and no folder")
-    common = Path(os.path.commonpath([video.absolute().parent for video in videos]))
-    names = [video.absolute().relative_to(common) for video in videos]
+    # Without "..", which a list may write and which would lead out of the folder.
+    places = [Path(os.path.abspath(video)) for video in videos]
+    common = Path(os.path.commonpath([place.parent for place in places]))
+    names = [place.relative_to(common) for place in places]
     stems = [name.with_suffix("") for name in names]
     times = Counter(stems)
     # The suffix is kept where it tells two videos apart.
@@ -263,7 +266,7 @@ def _copy(path: Path, out: Path, caption: Callable[[float], Caption], index: Vid
     lost = draw_copy(path, out, caption, index=index, advance=lambda frames: progress.advance(bar, frames))
     progress.remove_task(bar)
     if lost is not None:
-        _note(f"{out}: {lost}")
+        to_stderr(f"{out}: {lost}")
 
 
 def _predictions_table(found: VideoPredictions, top_k: int) -> Table:
@@ -291,7 +294,7 @@ def _timeline_table(found: Timeline) -> Table:
 
 def _hand_out(result: _Result, written: Format, out: Path | None) -> None:
     if written != "table":
-        text = result.csv if written == "csv" else json.dumps(result.plain, indent=2, ensure_ascii=False) + "\n"
+        text = result.csv if written == "csv" else to_json(result.plain, indent=2) + "\n"
         if out is None:
             sys.stdout.write(text)
             return
@@ -299,7 +302,3 @@ def _hand_out(result: _Result, written: Format, out: Path | None) -> None:
         write_text(out, text)
     for table in result.tables:
         CONSOLE.print(table)
-
-
-def _note(said: str) -> None:
-    print(f"videokd: {said}", file=sys.stderr)

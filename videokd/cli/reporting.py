@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.markup import escape
 
 from videokd.cli.options import CONSOLE, TrustOption
 from videokd.machine import Machine
@@ -47,10 +46,10 @@ def report(
             advance=lambda: progress.advance(task),
         )
     for fault in written.faults:
-        CONSOLE.print(f"not shown: {escape(fault)}")
+        CONSOLE.print(f"not shown: {fault}")
     for one in written.missing:
         command = f" ({one.command})" if one.command else ""
-        CONSOLE.print(f"left out: {one.title}: {escape(one.why)}{escape(command)}")
+        CONSOLE.print(f"left out: {one.title}: {one.why}{command}")
     size = written.page.stat().st_size / 1e6
     CONSOLE.print(
         f"{shlex.quote(str(written.page))}: {size:.1f} MB in {time.monotonic() - started:.0f} s; "

@@ -54,5 +54,7 @@ def study(arguments: Sequence[str]) -> None:
     for arm, one in found["differences"].items():
         if arm != "distilled":
             CONSOLE.print(f"{one['verdict']}", highlight=False)
-    CONSOLE.print(f"\n{found['verdict']}\n", highlight=False)
+    CONSOLE.print()
+    CONSOLE.print(found["verdict"], highlight=False)
+    CONSOLE.print()
     CONSOLE.print(f"All numbers: {command.out / 'study.json'}. Next: videokd report {command.out}", highlight=False)

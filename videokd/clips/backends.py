@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from videokd.clips import reading
+from videokd.clips.container import open_container
 from videokd.clips.manifest import Video
 from videokd.clips.pictures import Cut, cut_out
 from videokd.clips.reading import Frames, VideoError, VideoIndex
@@ -72,7 +73,8 @@ class _WholeFrameReader(PlannedReader):
         """Frames as the library finds them: not always those that sequential decoding shows."""
         numbers = sorted({number for cut in cuts for number in cut.numbers})
         try:
-            frames = self._frames(video.path, numbers, index)
+            _check_container(video.path.absolute())
+            frames = self._frames(video.path.absolute(), numbers, index)
         except Exception as error:  # decord and torchcodec have errors of their own
             if isinstance(error, VideoError):
                 raise
@@ -185,6 +187,12 @@ def require(backend: Backend) -> ModuleType:
         raise ValueError(
             f"{backend} can't be used here ({reason}); {install.get(backend, 'pip install av')}"
         ) from error
+
+
+@lru_cache(maxsize=4096)
+def _check_container(path: Path) -> None:
+    """Raises FFmpeg's error for a file that is no video itself: these libraries would follow a playlist."""
+    open_container(path).close()
 
 
 def _same_count(path: Path, name: str, counted: int, index: VideoIndex) -> None:

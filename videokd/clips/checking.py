@@ -20,6 +20,7 @@ from videokd.clips.pictures import Cut
 from videokd.clips.reading import VideoError, VideoIndex, num_decodable
 from videokd.clips.views import flip_sensitive
 from videokd.clips.workers import Workers
+from videokd.disk import open_to_append, write_text
 from videokd.interruption import deferred
 
 Depth = Literal["decode", "scan"]
@@ -222,8 +223,8 @@ def _stamp(path: Path) -> list[int]:
 def _append(partial: Path, video: Video, depth: Depth, facts: Facts, columns: Columns | None) -> None:
     text = None if columns is None else table.to_text(columns)
     line = {"path": video.id, "stamp": _stamp(video.path), "depth": depth, "facts": facts, "columns": text}
-    with deferred(), partial.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with deferred(), open_to_append(partial) as file:
+        file.write(f"{json.dumps(line)}\n".encode())
 
 
 def _read_partial(partial: Path, depth: Depth) -> dict[str, dict[str, Any]]:
@@ -232,7 +233,7 @@ def _read_partial(partial: Path, depth: Depth) -> dict[str, dict[str, Any]]:
         return {}
     whole, _, torn = partial.read_text(encoding="utf-8").rpartition("\n")
     if torn:
-        partial.write_text(whole + "\n" if whole else "", encoding="utf-8")
+        write_text(partial, whole + "\n" if whole else "")
     rows = [json.loads(line) for line in whole.splitlines()]
     return {row["path"]: row for row in rows if row["depth"] == depth}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from videokd.clips.manifest import Manifest, Packed, Video, is_url
+from videokd.clips.manifest import Manifest, Packed, Video, is_url, shard_name
 from videokd.clips.shards import local_index
 from videokd.clips.table import table_path
 
@@ -90,7 +90,10 @@ def _found(path: str | Path, root: Path | None, fold: int) -> _Found:
         index = local_index(url)
         base = url.removesuffix("index.jsonl")
         with index.open(encoding="utf-8") as file:
-            return _Found(list(_manifest_rows(file, index, lambda name: f"{base}{name}")), source=index)
+            rows = list(_manifest_rows(file, index, lambda name: f"{base}{name}"))
+        if loose := next((video for _, video in rows if video.packed is None), None):
+            raise ValueError(f"{url} names {loose.id}, which is not packed: only packed sets are read from a URL")
+        return _Found(rows, source=index)
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no list or folder of videos at {path}")
@@ -170,8 +173,8 @@ def _manifest_rows(lines: Iterable[str], path: Path, place: Callable[[str], str]
             row = json.loads(line)
             name, label = str(row.pop("path")), row.pop("label")
             packed = row.pop("packed", None)
-            if packed is not None and not is_url(packed["shard"]):
-                packed["shard"] = place(packed["shard"])
+            if packed is not None:
+                packed["shard"] = place(shard_name(packed["shard"]))
             error = row.get("error")
             video = Video(
                 id=name,
@@ -188,6 +191,8 @@ def _manifest_rows(lines: Iterable[str], path: Path, place: Callable[[str], str]
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: line {number} is not an object with path and label: {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number}: {error}") from error
         yield f"{path}: line {number}", video
 
 

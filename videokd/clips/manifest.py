@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+from urllib.parse import unquote
 
 from videokd.config import nearest
-from videokd.interruption import deferred
+from videokd.disk import write_text
+
+PackedFormat = Literal["mp4", "jpeg", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +23,26 @@ class Packed:
     """Path or URL of its tar file."""
     shard_bytes: int
     """Size of the whole shard: a file of another size is not the one that was packed."""
-    format: Literal["mp4", "jpeg", "raw"]
+    format: PackedFormat
     offset: int
     """Of its first byte in the shard."""
     size: int
     """Its bytes, from the first to the last."""
     table: str
     """The frame table that knows it, a local file."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_bytes", "offset", "size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} of a packed video is a number of bytes, 0 or more, not {value!r}")
+        if self.offset + self.size > self.shard_bytes:
+            raise ValueError(
+                f"a packed video of {self.size} bytes from byte {self.offset} on does not lie in its shard of "
+                f"{self.shard_bytes} bytes"
+            )
+        if self.format not in get_args(PackedFormat):
+            raise ValueError(f"no packed format {self.format!r}; there are {', '.join(get_args(PackedFormat))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +135,17 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     write_rows([row_of(video, folder=path.parent) for video in manifest.videos], path)
 
 
-@deferred()
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes JSON lines; the file appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def row_of(video: Video, *, folder: Path) -> dict[str, Any]:
-    """A video as an object of a manifest that lies in `folder`."""
+    """A video as an object of a manifest that lies in `folder`.
+
+    Raises:
+        ValueError: for a packed video whose shard does not lie in `folder`: it could not be read back.
+    """
     row: dict[str, Any] = {"path": video.id if video.packed else relative(video.path, folder)}
     row["label"] = list(video.labels) if video.labels else video.label
     row |= {"split": video.split, "group": video.group}
@@ -137,11 +155,45 @@ def row_of(video: Video, *, folder: Path) -> dict[str, Any]:
     if video.packed is not None:
         row["packed"] = asdict(video.packed)
         del row["packed"]["table"]  # it lies beside the manifest
-        if not is_url(video.packed.shard):
-            row["packed"]["shard"] = relative(Path(video.packed.shard), folder)
+        row["packed"]["shard"] = shard_in(folder, video.packed.shard)
     if video.factors is not None:
         row["factors"] = video.factors
     return row
+
+
+def shard_in(folder: Path, shard: str) -> str:
+    """The name under which a list in `folder` can name a shard.
+
+    Raises:
+        ValueError: if it lies elsewhere.
+    """
+    name = "" if is_url(shard) else relative(Path(shard), folder)
+    if is_url(shard) or name.startswith("../"):
+        raise ValueError(
+            f"a list names no shard outside of its own folder: write the list of a packed set into {Path(shard).parent}"
+            + (", on a copy of the set on this machine" if is_url(shard) else "")
+        )
+    return name
+
+
+def shard_name(name: object) -> str:
+    """The name of a shard as an index writes it: a file in the index's own folder, or in a folder of that.
+
+    Names are judged as they are written. Links in the folder are followed: its owner made them, and download caches
+    keep sets as links.
+
+    Raises:
+        ValueError: for a name that leads elsewhere: a URL, an absolute path, `..`, also in percent-encoding.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a shard is named by a text, not {name!r}")
+    decoded = name
+    while (once_more := unquote(decoded)) != decoded:
+        decoded = once_more
+    parts = decoded.split("/")
+    if set(parts) & {"", ".", ".."} or re.search(r"[\\:?#\x00-\x1f\x7f]", decoded) or len(decoded) > 1000:
+        raise ValueError(f"{name!r} is not the name of a shard in the folder of its index, such as 000000.tar")
+    return name
 
 
 def relative(path: Path, folder: Path) -> str:

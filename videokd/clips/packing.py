@@ -2,13 +2,13 @@
 
 import io
 import json
-import os
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import av
@@ -25,6 +25,7 @@ from videokd.clips.pictures import Cut, resized
 from videokd.clips.reading import VideoError, VideoIndex
 from videokd.clips.table import FrameTable
 from videokd.clips.workers import Finished, Workers
+from videokd.disk import whole_file
 from videokd.interruption import deferred
 
 Format = Literal["mp4", "jpeg", "raw"]
@@ -239,7 +240,8 @@ class _Shard:
         self._first = number * 1_000_000  # samples are numbered through the set, whatever the shards hold
 
     def __enter__(self) -> "_Shard":
-        self._file = self.path.with_suffix(".tar.partial").open("wb")
+        self._whole = whole_file(self.path)
+        self._file = self._whole.__enter__()
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         return self
 
@@ -275,17 +277,15 @@ class _Shard:
         return start + tarfile.BLOCKSIZE
 
     @deferred()
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None:
-            self._file.close()
-            self.path.with_suffix(".tar.partial").unlink()
+            self._whole.__exit__(kind, error, trace)
             return
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         num_bytes = self._file.tell()
-        self._file.close()
-        self.path.with_suffix(".tar.partial").replace(self.path)
+        self._whole.__exit__(None, None, None)
         for row in self._rows:
             if "packed" in row:
                 row["hash"] = part_hash(self.path, row["packed"]["offset"], row["packed"]["size"])

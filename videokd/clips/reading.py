@@ -10,7 +10,6 @@ A frame that no other refers to is skipped unless it is wanted; all others are d
 are bit for bit those of plain sequential decoding.
 """
 
-import io
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -31,6 +30,7 @@ from av.video.stream import VideoStream
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from videokd.clips.container import open_container
 from videokd.clips.pictures import Canvas, Cut, rotation_of, turned
 
 __all__ = ["Frames", "VideoError", "VideoIndex", "num_decodable", "read", "read_cuts", "scan", "walk"]
@@ -286,10 +286,8 @@ class _Video:
         self._open(quick=path.suffix.lower() in _QUICK_SUFFIXES)
 
     def _open(self, *, quick: bool) -> None:
-        # "file:" keeps a colon in the name from being read as a protocol; tags may be in any encoding.
-        options = _QUICK_PROBE if quick else {}
-        source = f"file:{self.path}" if self._data is None else io.BytesIO(self._data)
-        self.container: InputContainer = av.open(source, "r", options=options, metadata_errors="ignore")
+        source = self.path if self._data is None else self._data
+        self.container: InputContainer = open_container(source, options=_QUICK_PROBE if quick else {})
         self.seeks_exactly = self.container.format.name in _SEEK_EXACTLY
         if quick and not self.seeks_exactly:  # the suffix misled
             self.close()

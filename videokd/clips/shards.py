@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 import os
+import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 from av import CodecContext, FFmpegError, Packet
 from av.video.codeccontext import VideoCodecContext
+from numpy.typing import NDArray
 
 from videokd.clips import reading
 from videokd.clips.manifest import Packed, Video, is_url
 from videokd.clips.pictures import Box, Canvas, Cut, cut_out, places
 from videokd.clips.reading import Frames, VideoError, VideoIndex
 from videokd.clips.table import FrameTable, index_of
+from videokd.disk import whole_file
+from videokd.text import has_secret, redacted
 
 
 class ShardReader:
@@ -26,7 +30,11 @@ class ShardReader:
 
     def scan(self, video: Video) -> VideoIndex:
         """From the set's frame table, which every packed set has."""
-        return index_of(_row(video))
+        row = _row(video)
+        try:
+            return index_of(row)
+        except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise _damaged(video) from error
 
     def read(self, video: Video, cuts: Sequence[Cut], *, index: VideoIndex) -> list[Frames]:
         """Reads no more of the shard than the video, or than the frames where each can be found."""
@@ -46,8 +54,14 @@ def local_index(url: str) -> Path:
     """A copy of a remote set's index.jsonl, with its frame table beside it; fetched again only if it changed.
 
     Raises:
-        ValueError: if there is none, or the package that knows the URL's protocol is not installed.
+        ValueError: if there is none, the package that knows the URL's protocol is not installed, or the URL holds a
+            secret.
     """
+    if has_secret(url):
+        raise ValueError(
+            f"{redacted(url)}: a URL with a password or a query is not taken, since recipes and logs would keep it. "
+            "Write the secret into fsspec's configuration (see data/packed.md), and name the URL without it"
+        )
     try:
         files, path = fsspec.core.url_to_fs(url)
         state = f"{url} {files.checksum(path)}"
@@ -55,18 +69,41 @@ def local_index(url: str) -> Path:
         for name in ("index.frames", "index.jsonl"):
             if not (folder / name).is_file():
                 folder.mkdir(parents=True, exist_ok=True)
-                partial = folder / f"{name}.partial-{os.getpid()}"
-                files.get_file(path.removesuffix("index.jsonl") + name, str(partial))
-                partial.replace(folder / name)
-    except (ImportError, ValueError) as error:  # fsspec names the package to install
-        raise ValueError(f"{url} can't be read: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{url} is no index of a packed set: {error}") from error
+                with (
+                    files.open(path.removesuffix("index.jsonl") + name, "rb") as source,
+                    whole_file(folder / name, shared=True) as copy,
+                ):
+                    shutil.copyfileobj(source, copy)
+    # Without their causes: messages of other packages may hold what is kept out of this one.
+    except ImportError as error:
+        raise ValueError(f"{url} can't be read ({redacted(str(error))}): pip install {_package(url)}") from None
+    except ValueError as error:  # no such protocol
+        raise ValueError(f"{url} can't be read: {redacted(str(error))}") from None
+    except Exception as error:  # each protocol has errors of its own
+        said = redacted(str(error)) or type(error).__name__
+        raise ValueError(f"{url} is no index of a packed set: {said}") from None
     return folder / "index.jsonl"
 
 
+def _package(url: str) -> str:
+    """What to install for the protocol of a URL."""
+    protocol = url.rpartition("::")[2].partition("://")[0].lower()
+    return _PACKAGES.get(protocol, f"the package that reads {protocol}://")
+
+
+_PACKAGES = {
+    **dict.fromkeys(("http", "https"), "'videokd[http]'"),
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
+    "hf": "huggingface_hub",
+    "webhdfs": "requests",
+}
+
+
 def _jpeg(video: Video, cuts: Sequence[Cut], index: VideoIndex) -> list[torch.Tensor]:
-    packed, offsets = _packed(video), _row(video)["offsets"].reshape(-1, 2)
+    packed, offsets = _packed(video), _offsets(video, index)
     canvases = [_canvas(cut, index) for cut in cuts]
     numbers = sorted({number for cut in cuts for number in cut.numbers})
     data, first = b"", 0
@@ -96,6 +133,7 @@ def _raw(video: Video, cuts: Sequence[Cut], index: VideoIndex) -> list[torch.Ten
     packed, shape = _packed(video), (index.height, index.width, 3)
     frame = int(np.prod(shape))
     start = packed.offset + packed.size - index.num_frames * frame  # what comes before is npy's header
+    _check_inside(video, start, index.num_frames * frame)
     found = []
     for cut in cuts:
         box = cut.box or Box(0, 0, index.height, index.width)
@@ -119,6 +157,7 @@ def _raw(video: Video, cuts: Sequence[Cut], index: VideoIndex) -> list[torch.Ten
 def _bytes(video: Video, start: int, size: int) -> bytes:
     """A stretch of the video's shard."""
     packed = _packed(video)
+    _check_inside(video, start, size)
     try:
         if is_url(packed.shard):
             files, path = _remote(packed.shard)
@@ -126,10 +165,32 @@ def _bytes(video: Video, start: int, size: int) -> bytes:
         else:
             data = _mapped(packed.shard, packed.shard_bytes)[start : start + size]
     except OSError as error:
-        raise VideoError(video.path, f"its shard can't be read ({error})", "missing") from error
+        raise VideoError(video.path, f"its shard can't be read ({redacted(str(error))})", "missing") from None
     if len(data) < size:
         raise VideoError(video.path, f"its shard ends after {len(data)} of its {size} bytes")
     return data
+
+
+def _check_inside(video: Video, start: int, size: int) -> None:
+    """Whether these bytes of the shard are the video's own."""
+    packed = _packed(video)
+    if size < 0 or start < packed.offset or start + size > packed.offset + packed.size:
+        raise _damaged(video)
+
+
+def _offsets(video: Video, index: VideoIndex) -> NDArray[np.int64]:
+    """Where each frame's picture lies in the video's bytes, and how long it is: (N, 2)."""
+    found = _row(video).get("offsets", np.empty(0, np.int64))
+    if found.shape != (2 * index.num_frames,) or (found < 0).any():
+        raise _damaged(video)
+    pairs: NDArray[np.int64] = found.reshape(-1, 2)
+    return pairs
+
+
+def _damaged(video: Video) -> VideoError:
+    return VideoError(
+        video.path, f"{_packed(video).table} does not say where its frames are: pack the set again", "broken"
+    )
 
 
 @lru_cache(maxsize=64)

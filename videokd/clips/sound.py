@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly
 from torch import Tensor
 
+from videokd.clips.container import open_container
 from videokd.clips.reading import VideoError
 from videokd.contracts import SoundSpec
 
@@ -37,7 +38,7 @@ def read_sound(path: Path, spec: SoundSpec, *, start: float) -> Tensor | None:
         VideoError: for a file that can't be opened, or sound that can't be decoded.
     """
     try:
-        with av.open(path) as container:
+        with open_container(path) as container:
             if not container.streams.audio:
                 return None
             return _decoded(container, spec, start)

@@ -15,7 +15,6 @@ Every clip can be drawn again alone, from (VERSION, seed, split, index).
 import json
 import math
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +33,7 @@ from rich.progress import track
 
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
+from videokd.disk import whole_file, write_text
 
 VERSION = 1
 """Goes up with every change that changes a pixel."""
@@ -96,7 +96,7 @@ def draw(split: str, index: int, *, seed: int = 0) -> Drawing:
 def write_clip(path: Path | str, drawing: Drawing) -> None:
     """Write the frames as an H.264 mp4; the same drawing gives the same bytes under the same libx264."""
     _, height, width, _ = drawing.frames.shape
-    with av.open(str(path), "w", format="mp4") as container:
+    with whole_file(Path(path), sync=False) as file, av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(FPS))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.thread_count = 1
@@ -142,12 +142,12 @@ def write_set(folder: Path, *, counts: Mapping[str, int], seed: int = 0, workers
     manifest.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     # First: whatever else is found here later is then known to be ours.
-    _write_whole(note, json.dumps(recipe, indent=2) + "\n")
+    write_text(note, json.dumps(recipe, indent=2) + "\n")
     for split in counts:
         (folder / split).mkdir(exist_ok=True)
     lines = _write_videos(folder, jobs, seed=seed, workers=workers)
     # Last and in one move: a folder with a manifest has every video in it.
-    _write_whole(manifest, "".join(lines))
+    write_text(manifest, "".join(lines))
     return manifest
 
 
@@ -167,13 +167,6 @@ def withhold_labels(full: Path, labelled: int) -> Path:
 
 def _relative_path(split: str, index: int) -> str:
     return f"{split}/{index:05d}_{CLASSES[index % len(CLASSES)]}.mp4"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is either there in full or not at all."""
-    half = path.with_name(f".{path.name}.half")
-    half.write_text(text)
-    os.replace(half, path)
 
 
 def _write_videos(folder: Path, jobs: list[tuple[str, int]], *, seed: int, workers: int) -> list[str]:

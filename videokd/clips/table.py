@@ -11,10 +11,10 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from videokd.clips.reading import Access, VideoIndex
-from videokd.interruption import deferred
+from videokd.disk import write_bytes
 
 Row = Mapping[str, NDArray[np.int64]]  # column -> (n,), as long as it needs to be
 _FORMAT = "videokd frame table 1"
@@ -36,7 +36,10 @@ class FrameTable:
             raise ValueError(f"{path} is no frame table ({error}): make it again with `videokd data check`") from error
         if header.get("format") != _FORMAT:
             raise ValueError(f"{path} is not a {_FORMAT!r}: make it again with `videokd data check`")
-        self._columns: list[str] = json.loads(header["columns"])
+        try:
+            self._columns = [str(column) for column in json.loads(header["columns"])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not name its columns: make it again with `videokd data check`") from error
         self._places: dict[str, int] | None = None
         self._file: Any = safe_open(path, "np")
 
@@ -69,7 +72,6 @@ class FrameTable:
         return FrameTable, (self.path,)
 
 
-@deferred()
 def write_table(path: Path, rows: Iterable[tuple[str, Row]]) -> None:
     """Writes (video id, columns) in one go; the file appears whole or not at all."""
     rows = list(rows)
@@ -80,9 +82,8 @@ def write_table(path: Path, rows: Iterable[tuple[str, Row]]) -> None:
         values = [row.get(column, nothing) for _, row in rows]
         tensors[column] = np.concatenate([nothing, *values])
         tensors[f"{column}.ends"] = np.cumsum([0, *map(len, values)])
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": _FORMAT, "columns": json.dumps(columns)})
-    partial.replace(path)
+    # Not `save_file`, whose files only their owner may read.
+    write_bytes(path, save(tensors, {"format": _FORMAT, "columns": json.dumps(columns)}))
 
 
 def table_path(manifest: Path) -> Path:

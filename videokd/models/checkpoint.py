@@ -76,7 +76,8 @@ def load_model(folder: str | Path, *, trust: Collection[str] = ()) -> Model[Any]
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not belong to {folder / DESCRIPTION}: {error}") from error
+        said = " ".join(str(error).split())  # torch's has lines
+        raise ValueError(f"{folder / WEIGHTS} does not belong to {folder / DESCRIPTION}: {said}") from error
     return model.eval()
 
 

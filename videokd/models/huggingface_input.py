@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from videokd.contracts import Dense, InputSpec, Resize
-from videokd.json_checks import read_checked
+from videokd.json_files import read_object
 
 _OF_KIND = {
     "videomae": "VideoMAE",
@@ -232,7 +232,7 @@ def _preprocessor(source: str) -> Mapping[str, Any]:
         ("preprocessor_config.json", None),
     ):
         path = _file(source, name)
-        found: Any = read_checked(path) if path else {}
+        found: Any = read_object(path) if path else {}
         if part is not None:
             found = found.get(part, {})
         if found:

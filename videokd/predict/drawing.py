@@ -19,8 +19,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from videokd.clips.container import open_container
 from videokd.clips.pictures import Cut
 from videokd.clips.reading import VideoError, VideoIndex, walk
+from videokd.disk import name_of, whole_file
+from videokd.text import visible
 
 _LEAST_SIDE = 240
 """Pixels of a frame's short side below which nothing can be read on it: it is enlarged by a whole number."""
@@ -68,19 +71,16 @@ def draw(
         OSError: if the copy can't be written.
     """
     check_copy(path, out)
-    partial = out.with_name(out.name + ".partial")
     try:
         with (
-            av.open(f"file:{path}", metadata_errors="ignore") as source,
-            av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as copy,
+            open_container(path) as source,
+            whole_file(out) as file,
+            # By name: FFmpeg reads it again to put its header first.
+            av.open(f"file:{name_of(file)}", "w", format="mp4", options={"movflags": "+faststart"}) as copy,
         ):
-            lost = _write(path, source, copy, caption, index, advance)
-        partial.replace(out)
+            return _write(path, source, copy, caption, index, advance)
     except av.FFmpegError as error:
         raise VideoError(path, f"no copy of it can be written to {out} ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return lost
 
 
 def check_copy(path: Path, out: Path) -> None:
@@ -226,10 +226,10 @@ class _Writer:
     def _fitted(self, label: str, room: int) -> str:
         """As much of a label as there is room for."""
         if (label, room) not in self._labels:
-            kept = label
-            while kept and self._font.getlength(kept if kept == label else f"{kept}…") > room:
+            kept = shown = visible(label)
+            while kept and self._font.getlength(kept if kept == shown else f"{kept}…") > room:
                 kept = kept[:-1]
-            self._labels[label, room] = kept if kept == label else f"{kept}…"
+            self._labels[label, room] = kept if kept == shown else f"{kept}…"
         return self._labels[label, room]
 
 

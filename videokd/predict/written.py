@@ -1,4 +1,7 @@
-"""Predictions and timelines as JSON and CSV, with every digit."""
+"""Predictions and timelines as JSON and CSV, with every digit.
+
+JSON keeps names exactly. In CSV they are text for a spreadsheet: see `for_csv_cell`.
+"""
 
 import csv
 import io
@@ -9,6 +12,7 @@ from typing import Any
 from videokd.clips.views import ViewGrid
 from videokd.predict.timelines import Timeline, TimelineOptions
 from videokd.predict.videos import VideoPrediction, VideoPredictions
+from videokd.text import for_csv_cell
 
 
 def predictions_json(found: VideoPredictions, *, model: str, grid: ViewGrid, top_k: int) -> dict[str, Any]:
@@ -97,5 +101,5 @@ def _facts(one: VideoPrediction | Timeline) -> Mapping[str, Any]:
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    csv.writer(text, lineterminator="\n").writerows([map(for_csv_cell, row) for row in (columns, *rows)])
     return text.getvalue()

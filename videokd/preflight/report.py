@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from videokd.json_checks import finite
+from videokd.json_files import finite
 
 Level = Literal["ok", "warning", "error"]
 Verdict = Literal["go", "go, but look at these", "don't"]

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from videokd.report.content import Look, shown
 from videokd.report.svg import FAINT, HEAT, INK, LINE, PAPER, STYLE
+from videokd.text import visible
 
 Looks = Mapping[str, Look]
 WIDE, SMALL = 4.8, 3.1
@@ -189,7 +190,7 @@ def curves(
         style = (0, (3, 1.5)) if look.dashed else "-"
         marker = look.marker if len(x) == 1 else ""
         axes.plot(x, mean, marker=marker, color=look.light, lw=1.9, ls=style, label=look.title)
-    axes.set_title(title)
+    axes.set_title(visible(title))
     axes.set_xlabel(axis)
     if log == "x":
         axes.set_xscale("log")
@@ -269,7 +270,7 @@ def heat(
         axes.set_xticks(range(len(columns)), [cut(name, 14) for name in columns], rotation=90, fontsize=size)
         axes.set_yticks(range(len(rows)), [cut(name, 14) for name in rows], fontsize=size)
         axes.set_xlabel(column_axis)
-        axes.set_title(title)
+        axes.set_title(visible(title))
     panels[0].set_ylabel(row_axis)
     return figure
 
@@ -389,8 +390,8 @@ def apart(values: Sequence[float], *, gap: float, low: float, high: float) -> li
 
 
 def cut(name: str, length: int = _LABEL) -> str:
-    """A name that fits beside an axis: printable, and no longer than that."""
-    name = "".join(sign if sign.isprintable() else " " for sign in name)
+    """A name that fits beside an axis: what nobody can see as escapes, and no longer than that."""
+    name = visible(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from videokd.report.content import Look
+from videokd.text import visible
 
 TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
 
@@ -48,6 +49,6 @@ def looks_of(arms: Iterable[str], titles: dict[str, str] | None = None) -> dict[
             number = sum(name not in LOOKS for name in found)
             light, dark, marker = spare[number % len(spare)]
             look = Look(title=arm, light=light, dark=dark, marker=marker, dashed=number >= len(spare))
-        title = titles.get(arm) or look.title
+        title = visible(titles.get(arm) or look.title)
         found[arm] = Look(title=title, light=look.light, dark=look.dark, marker=look.marker, dashed=look.dashed)
     return found

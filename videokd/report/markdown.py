@@ -1,11 +1,12 @@
 """A report as Markdown, its pictures in a folder beside it."""
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from videokd.report.content import Chapter, Code, Figures, Film, Films, Plot, Prose, Table, shown
+from videokd.text import for_html, for_terminal
+from videokd.text import for_markdown as text
 
 Pictures = dict[str, bytes]
 
@@ -18,7 +19,7 @@ def rendered(
     lines: list[str] = []
     for number, chapter in enumerate(chapters):
         lines += [f"# {text(chapter.title)}", "", f"**{text(chapter.verdict)}**", ""]
-        lines += [f"- {name}: {text(value)}" for name, value in chapter.facts] + [""]
+        lines += [f"- {text(name)}: {text(value)}" for name, value in chapter.facts] + [""]
         for section in chapter.sections:
             lines += [f"## {text(section.title)}", ""]
             lines += [text(section.lead), ""] if section.lead else []
@@ -27,15 +28,10 @@ def rendered(
         if chapter.missing:
             lines += ["## Not in this report", ""]
             for one in chapter.missing:
-                lines.append(f"- {one.title}: {text(one.why)}" + (f" (`{one.command}`)" if one.command else ""))
+                command = f" (<code>{text(one.command)}</code>)" if one.command else ""
+                lines.append(f"- {text(one.title)}: {text(one.why)}{command}")
             lines.append("")
     return "\n".join(lines).rstrip() + "\n", files
-
-
-def text(value: str) -> str:
-    """Text that Markdown and HTML show as it is, on one line."""
-    value = html.escape(" ".join(value.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", value)
 
 
 def _block(
@@ -50,18 +46,22 @@ def _block(
     if isinstance(block, Table):
         return _table(block, chapter)
     if isinstance(block, Figures):
-        return [*(f"- **{value}** {text(name)} ({text(more)})" for value, name, more in block.items), ""]
+        return [
+            *(f"- **{text(value)}** {text(name)} ({text(more)})" for value, name, more in block.items),
+            "",
+        ]
     if isinstance(block, Prose):
         said = [f"**{text(block.text)}**" if block.warns else text(block.text), ""] if block.text else []
         return [*said, *(f"- {text(item)}" for item in block.items), ""]
     if isinstance(block, Code):
         # A fence longer than any in the text.
-        fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", block.text) or [""]))
+        code = for_terminal(block.text, keep="\n")
+        fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", code) or [""]))
         return [
-            f"<details><summary>{text(block.title)}</summary>",
+            f"<details><summary>{for_html(block.title)}</summary>",
             "",
             f"{fence}json",
-            *block.text.splitlines(),
+            *code.split("\n"),
             fence,
             "",
             "</details>",
@@ -70,7 +70,7 @@ def _block(
     if isinstance(block, Plot):
         return _plot(block, chapter, svgs, number=number, folder=folder, files=files)
     assert isinstance(block, Films)
-    lines = [f"### {block.title}", "", text(block.note), ""]
+    lines = [f"### {text(block.title)}", "", text(block.note), ""]
     for place, film in enumerate(block.films):
         name = f"{number}-{block.title.lower()}-{place}"
         lines += _film(film, chapter, svgs, name=name, number=number, folder=folder, files=files)
@@ -129,7 +129,12 @@ def _film(
     folder: str,
     files: Pictures,
 ) -> list[str]:
-    lines = [f"#### {text(film.id)}", "", f"True class **{text(film.label)}**; {text(film.said)}.", ""]
+    lines = [
+        f"#### {text(film.id)}",
+        "",
+        f"True class **{text(film.label)}**; {text(film.said)}.",
+        "",
+    ]
     if film.fault:
         lines += [f"*{text(film.fault)}*", ""]
     if film.clip:

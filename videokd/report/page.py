@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import videokd
 from videokd.disk import write_bytes, write_text
@@ -24,6 +24,7 @@ from videokd.report.looks import TEACHER
 from videokd.report.sections import LAST, SECTIONS
 from videokd.report.subject import Subject, subjects, views_said
 from videokd.report.svg import css_name, drawn, inlined
+from videokd.text import for_terminal, to_json
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def write_report(
     ]
     written = write_chapters(chapters, out, note="Shares are per cent of clips, differences are points.")
     report = WrittenReport(**vars(written), json=out.with_suffix(".json"))
-    write_text(report.json, json.dumps(numbers(chapters), indent=1, ensure_ascii=False) + "\n")
+    write_text(report.json, to_json(numbers(chapters), indent=1) + "\n")
     advance()
     return report
 
@@ -150,13 +151,14 @@ def chapter(
 
 
 def html(chapters: Sequence[Chapter], svgs: dict[tuple[int, str, int], str], *, note: str = "") -> str:
-    """The page. Whatever comes from outside (class names, paths) is escaped."""
+    """The page. Whatever comes from outside (class names, paths) is escaped, and what nobody can see is shown."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("videokd.report", "template"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_finalized,
     )
 
     def picture(number: int, plot: Plot, place: int) -> Markup:
@@ -176,6 +178,7 @@ def html(chapters: Sequence[Chapter], svgs: dict[tuple[int, str, int], str], *, 
         "order": order_of,
         "css": css_name,
         "data": _data,
+        "lines": _lines,
         "kind": _kind,
         "headline": _headline,
         "unbroken": _unbroken,
@@ -315,6 +318,16 @@ def _unbroken(text: str) -> str:
 
 def _data(content: bytes, media: str) -> str:
     return f"data:{media};base64,{base64.b64encode(content).decode()}"
+
+
+def _finalized(value: Any) -> Any:
+    """What the template puts out: text on one line. `Markup` is the template's own."""
+    return for_terminal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _lines(text: str) -> Markup:
+    """Text whose line ends stay."""
+    return escape(for_terminal(text, keep="\n"))
 
 
 def _kind(block: Any) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from videokd.disk import whole_file
 from videokd.report import figures
 from videokd.report.looks import looks_of
 from videokd.report.svg import STYLE
@@ -45,8 +46,8 @@ def draw_all(report: Mapping[str, Any], runs: Runs, folder: Path, *, class_order
     paths = []
     for name, figure in drawn.items():
         paths.append(folder / f"{name}.png")
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(paths[-1], dpi=140)
+        with matplotlib.rc_context(STYLE), whole_file(paths[-1]) as file:
+            figure.savefig(file, dpi=140, format="png")
     return paths
 
 

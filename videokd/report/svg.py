@@ -15,6 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from videokd.report.content import Look
+from videokd.text import for_terminal, visible
 
 INK, FAINT, LINE, PAPER, HEAT = "#1b1f24", "#5c6570", "#d5dae1", "#fffffe", "#2a6fbb"
 """Text; text beside it; axes and grids; behind all; heat maps, whose strength is their opacity."""
@@ -59,7 +60,8 @@ def drawn(figure: Figure) -> str:
         # The reader's machine has its own fonts; only the measuring here lacks the letter.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return file.getvalue()
+    # XML may not hold most control characters.
+    return visible(file.getvalue(), keep="\n")
 
 
 def inlined(text: str, *, name: str, said: str, looks: Mapping[str, Look]) -> str:
@@ -93,7 +95,9 @@ def inlined(text: str, *, name: str, said: str, looks: Mapping[str, Look]) -> st
     width = float(root.get("width", "0").removesuffix("pt"))
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    root.attrib.update({"role": "img", "aria-label": said, "style": f"--natural: {width / 72 * 96:.0f}px"})
+    root.attrib.update(
+        {"role": "img", "aria-label": for_terminal(said), "style": f"--natural: {width / 72 * 96:.0f}px"}
+    )
     ElementTree.register_namespace("", _SVG)
     return ElementTree.tostring(root, encoding="unicode")
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from videokd.text import for_terminal
+
 NAMES = {"teacher": "teacher", "alone": "student alone", "distilled": "student distilled"}
 COLUMNS = ("arm", "top-1 %", "shuffled %", "agree %", "params", "MMAC/clip")
 
@@ -57,13 +59,13 @@ def terminal_table(
     justify: Literal["right", "left"] = "right",
 ) -> Table:
     """A table for a rich console; the first column is text, the others numbers (to the right) or text (to the left)."""
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=_text(title) if title else None, title_justify="left")
     # Names stay on a line; long paths don't push the numbers out.
     short = all(len(row[0]) <= 24 for row in rows)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else justify, no_wrap=number == 0 and short)
+        table.add_column(_text(column), justify="left" if number == 0 else justify, no_wrap=number == 0 and short)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_text, row))
     return table
 
 
@@ -73,14 +75,19 @@ def sectioned_table(columns: Sequence[str], sections: Mapping[str, Sequence[Sequ
     table = Table()
     short = all(len(row[0]) <= 32 for rows in sections.values() for row in rows)
     for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0 and short)
+        table.add_column(_text(column), overflow="fold", no_wrap=number == 0 and short)
     for title, rows in sections.items():
         if rows:
             table.add_section()
-            table.add_row(Text(title, style="bold"))
+            table.add_row(Text(for_terminal(title), style="bold"))
         for row in rows:
-            table.add_row(f"  {row[0]}", *row[1:])
+            table.add_row(*map(_text, (f"  {row[0]}", *row[1:])))
     return table
+
+
+def _text(cell: str) -> Text:
+    """A cell as it is read: a bracket is no markup, a name of an emoji no emoji."""
+    return Text(for_terminal(cell))
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ import matplotlib
 from videokd.bench import derived
 from videokd.bench.results import Results, Stage
 from videokd.bench.statistics import CLOCK_NAMES
+from videokd.disk import whole_file
 from videokd.report.content import (
     Block,
     Cell,
@@ -58,7 +59,8 @@ def write_speed_page(each: Sequence[Results], out: Path) -> Written:
         for number, chapter in enumerate(chapters):
             for plot in plots_of(chapter):
                 for place, panel in enumerate(plot.panels):
-                    panel.figure.savefig(pictures / f"{number}-{plot.name}-{place}.png", dpi=_DPI)
+                    with whole_file(pictures / f"{number}-{plot.name}-{place}.png") as file:
+                        panel.figure.savefig(file, dpi=_DPI, format="png")
     return written
 
 
