@@ -15,7 +15,7 @@ import torch
 from av.stream import Disposition
 from drawn_videos import DrawnVideo, decoded_sequentially, number_in, written_with_preroll
 
-from videokd.clips import pictures, reading
+from videokd.clips import pictures, reading, video_file
 from videokd.clips.pictures import Box, Cut
 from videokd.clips.reading import VideoError, VideoIndex, read, read_cuts, scan
 
@@ -205,9 +205,9 @@ def test_no_frames_are_a_clip_of_no_frames(written: Callable[[str], Path]) -> No
 def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Counts the frames that come out of the decoder and those converted; decoding from the start is not allowed."""
     counts = {"decoded": 0, "converted": 0}
-    decode_run, converted = reading._Video.decode_run, pictures.Canvas._converted
+    decode_run, converted = video_file.VideoFile.decode_run, pictures.Canvas._converted
 
-    def counted_run(self: reading._Video, run: reading._Run) -> Iterator[av.VideoFrame]:
+    def counted_run(self: video_file.VideoFile, run: video_file.Run) -> Iterator[av.VideoFrame]:
         for frame in decode_run(self, run):
             counts["decoded"] += 1
             yield frame
@@ -216,13 +216,13 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         counts["converted"] += 1
         return converted(self, frame, size)
 
-    def refused(self: reading._Video) -> Iterator[av.VideoFrame]:
+    def refused(self: video_file.VideoFile) -> Iterator[av.VideoFrame]:
         raise AssertionError("the plan missed a frame and decoding began anew")
         yield
 
-    monkeypatch.setattr(reading._Video, "decode_run", counted_run)
+    monkeypatch.setattr(video_file.VideoFile, "decode_run", counted_run)
     monkeypatch.setattr(pictures.Canvas, "_converted", counted)
-    monkeypatch.setattr(reading._Video, "decode_all", refused)
+    monkeypatch.setattr(video_file.VideoFile, "decode_all", refused)
     return counts
 
 
@@ -261,11 +261,11 @@ def test_every_single_frame_is_found_by_its_plan(
 def test_decode_error_of_the_plan_falls_back_to_decoding_from_the_start(
     written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: reading._Video, run: reading._Run) -> Iterator[av.VideoFrame]:
+    def failing(self: video_file.VideoFile, run: video_file.Run) -> Iterator[av.VideoFrame]:
         raise av.error.InvalidDataError(-1, "Invalid data")
         yield
 
-    monkeypatch.setattr(reading._Video, "decode_run", failing)
+    monkeypatch.setattr(video_file.VideoFile, "decode_run", failing)
     assert [number_in(frame) for frame in read(written("short_gop.mp4"), [50, 2]).frames] == [50, 2]
 
 
@@ -274,7 +274,7 @@ def test_frame_before_a_key_frame_is_planned_from_the_key_frame_before(written: 
     # In decoding order an open group's key frame comes before frames that are shown before it.
     leading = int(np.flatnonzero(np.diff(index.packets) < -1)[0])
     key_before = index.key_pts[index.key_pts <= index.pts[leading]].max()
-    assert reading._plan(index, np.array([leading])) == [reading._Run(int(key_before), [int(index.pts[leading])])]
+    assert reading._plan(index, np.array([leading])) == [video_file.Run(int(key_before), [int(index.pts[leading])])]
 
 
 def test_plan_seeks_only_over_packets() -> None:
@@ -292,7 +292,7 @@ def test_plan_seeks_only_over_packets() -> None:
         rotation=0,
         access="seek",
     )
-    assert reading._plan(index, np.array([12, 3, 4, 3])) == [reading._Run(0, [30, 40]), reading._Run(120, [120])]
+    assert reading._plan(index, np.array([12, 3, 4, 3])) == [video_file.Run(0, [30, 40]), video_file.Run(120, [120])]
 
 
 def test_seek_that_misses_falls_back_to_decoding_from_the_start(written: Callable[[str], Path]) -> None:

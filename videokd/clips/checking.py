@@ -17,7 +17,7 @@ from videokd.clips.backends import reader_of
 from videokd.clips.hashes import content_hash
 from videokd.clips.manifest import Manifest, Video, row_of, write_rows
 from videokd.clips.pictures import Cut
-from videokd.clips.reading import VideoError, VideoIndex, num_decodable
+from videokd.clips.reading import VideoError, VideoIndex, decode_whole
 from videokd.clips.views import flip_sensitive
 from videokd.clips.workers import Workers
 from videokd.disk import open_to_append, write_text
@@ -175,7 +175,7 @@ class _Check:
         except VideoError as found:
             error = found
         if self.depth == "decode" and video.packed is None and video.path.is_file():
-            frames, fault = num_decodable(video.path)
+            frames, fault = decode_whole(video.path)
             error = error or fault
             if error is None and index is not None and frames != index.num_frames:
                 reason = f"{frames} of the {index.num_frames} frames that it lists decode"

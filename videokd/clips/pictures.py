@@ -1,16 +1,33 @@
 """Decoded frames to the pictures that were asked for: cropped, resized and turned upright, as RGB bytes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from av.filter import Graph
+from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
+
+MAX_PIXELS = 60_000_000
+"""Pixels of a frame above which a video or picture is refused, unless told otherwise. 8K video has 35 million."""
+
+
+class Orientation(NamedTuple):
+    """How a stored picture is turned to be displayed: one of eight ways."""
+
+    turns: int = 0
+    """Quarter turns counterclockwise, 0 to 3."""
+    mirrored: bool = False
+    """Whether left and right are swapped after turning."""
 
 
 class Box(NamedTuple):
@@ -81,12 +98,12 @@ class Canvas:
         """Takes a frame if it is a missing one."""
         if name not in self.missing:
             return False
-        turns = rotation_of(frame) // 90
+        orientation = orientation_of(frame)
         if self._size is None:
-            self._size = turned((frame.height, frame.width), turns)
+            self._size = turned((frame.height, frame.width), orientation.turns)
         pixels = self._made()
         first, *others = self._rows[name]
-        pixels[first] = np.rot90(self._rgb(frame, turns, size=pixels.shape[1:3]), turns)
+        pixels[first] = displayed(self._rgb(frame, orientation, size=pixels.shape[1:3]), orientation)
         pixels[others] = pixels[first]
         self.missing.remove(name)
         return True
@@ -103,15 +120,15 @@ class Canvas:
             self._pixels = np.empty((len(self._cut.numbers), height, width, 3), dtype=np.uint8)
         return self._pixels
 
-    def _rgb(self, frame: VideoFrame, turns: int, *, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """The cut's picture (H, W, 3) as stored, before it is turned; `size` is that of the displayed one."""
+    def _rgb(self, frame: VideoFrame, orientation: Orientation, *, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return the cut's picture (H, W, 3) as stored; `size` is (height, width) as displayed."""
         assert self._size is not None
         if self._cut.box is not None:
-            stored = turned(self._size, turns)
+            stored = turned(self._size, orientation.turns)
             if (frame.height, frame.width) != stored:  # the video changes its picture size midway
                 frame = frame.reformat(width=stored[1], height=stored[0], threads=1)
-            frame = _cropped(frame, _turned_back(self._cut.box, self._size, turns))
-        return self._converted(frame, turned(size, turns))
+            frame = _cropped(frame, _stored_box(self._cut.box, self._size, orientation))
+        return self._converted(frame, turned(size, orientation.turns))
 
     def _converted(self, frame: VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:  # (H, W, 3)
         height, width = size
@@ -124,9 +141,51 @@ class Canvas:
         return _lines(rgb, 0)[:, : width * 3].reshape(height, width, 3)
 
 
-def rotation_of(frame: VideoFrame) -> int:
-    """Degrees counterclockwise from the stored picture to the displayed one: 0, 90, 180 or 270."""
-    return round(frame.rotation / 90) * 90 % 360
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """Return how a frame is to be displayed, from its display matrix; stored upright if it has none."""
+    for side_data in _side_data(frame):
+        if side_data.type == SideDataType.DISPLAYMATRIX and side_data.buffer_size == 36:
+            return orientation_of_matrix(np.frombuffer(bytes(side_data), dtype="=i4").reshape(3, 3))
+    return Orientation()
+
+
+def _side_data(frame: VideoFrame) -> list[SideData]:
+    try:
+        return list(iter(frame.side_data))
+    except ValueError:  # PyAV refuses all of it where FFmpeg knows a type that PyAV does not, such as EXIF
+        known = {kind.value for kind in SideDataType}
+        graph = Graph()
+        chain = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))]
+        chain += [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(64) if kind not in known]
+        chain.append(graph.add("buffersink"))
+        graph.link_nodes(*chain).configure()
+        graph.push(frame)
+        return list(iter(graph.pull().side_data))
+
+
+def orientation_of_matrix(matrix: NDArray[np.int32]) -> Orientation:
+    """Return the orientation that a display matrix (3, 3) asks for, rounded to quarter turns.
+
+    Its first two rows hold where the stored picture's right and down go on the display; scale, translation and
+    perspective are ignored. A matrix that cannot be inverted means no turn, as in FFmpeg.
+    """
+    right_x, right_y = matrix[0, :2].tolist()
+    down_x, down_y = matrix[1, :2].tolist()
+    determinant = right_x * down_y - right_y * down_x  # whole numbers: never rounded to 0
+    if determinant == 0:
+        return Orientation()
+    if determinant < 0:  # what is left after taking the mirror off is a turn
+        right_x, down_x = -right_x, -down_x
+    right, down = math.hypot(right_x, right_y), math.hypot(down_x, down_y)
+    # The turn that is nearest to both directions.
+    angle = math.atan2(down_x / down - right_y / right, right_x / right + down_y / down)
+    return Orientation(round(2 * angle / math.pi) % 4, determinant < 0)
+
+
+def displayed(picture: NDArray[Any], orientation: Orientation) -> NDArray[Any]:
+    """Return a stored picture (H, W, ...) as it is displayed: a view, not a copy."""
+    upright = np.rot90(picture, orientation.turns)
+    return upright[:, ::-1] if orientation.mirrored else upright
 
 
 def turned(size: tuple[int, int], turns: int) -> tuple[int, int]:
@@ -182,9 +241,11 @@ def _lines(frame: VideoFrame, plane: int) -> NDArray[np.uint8]:
     return np.frombuffer(memoryview(found), dtype=np.uint8).reshape(found.height, found.line_size)
 
 
-def _turned_back(box: Box, size: tuple[int, int], turns: int) -> Box:
-    """Where a box of the displayed picture of this size lies in the stored one, `turns` quarters clockwise of it."""
-    for _ in range(turns):
+def _stored_box(box: Box, size: tuple[int, int], orientation: Orientation) -> Box:
+    """Return where a box of the displayed picture of this (height, width) lies in the stored one."""
+    if orientation.mirrored:
+        box = box._replace(left=size[1] - box.left - box.width)
+    for _ in range(orientation.turns):
         # One quarter clockwise: rows become columns, counted from the right.
         box = Box(box.left, size[0] - box.top - box.height, box.width, box.height)
         size = (size[1], size[0])

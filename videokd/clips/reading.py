@@ -10,49 +10,41 @@ A frame that no other refers to is skipped unless it is wanted; all others are d
 are bit for bit those of plain sequential decoding.
 """
 
+import heapq
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import av
 import numpy as np
 import torch
-from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from videokd.clips.container import open_container
-from videokd.clips.pictures import Canvas, Cut, rotation_of, turned
+from videokd.clips.pictures import MAX_PIXELS, Canvas, Cut, Orientation, orientation_of, turned
+from videokd.clips.video_file import Fault, Run, VideoError, VideoFile, opened
 
-__all__ = ["Frames", "VideoError", "VideoIndex", "num_decodable", "read", "read_cuts", "scan", "walk"]
-
-Fault = Literal["missing", "empty", "unreadable", "no video", "no decoder", "no frames", "broken", "slow", "crash"]
-"""What can be wrong with a video: "broken" shows some of its frames, "unreadable" none; "slow" and "crash" are those
-of its worker process."""
+__all__ = [
+    "Decoded",
+    "Fault",
+    "Frames",
+    "VideoError",
+    "VideoIndex",
+    "decode_whole",
+    "read",
+    "read_cuts",
+    "scan",
+    "walk",
+]
 
 Access = Literal["seek", "start", "count"]
-
-
-class VideoError(ValueError):
-    """A video that cannot be read."""
-
-    def __init__(self, path: str | Path, reason: str, fault: Fault = "unreadable") -> None:
-        super().__init__(str(path), reason, fault)  # all in args, so that it survives pickling
-        self.path = Path(path)
-        self.reason = reason
-        self.fault: Fault = fault
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}. Replace or re-encode the file, or drop it from the data set."
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +66,19 @@ class VideoIndex:
     """Degrees counterclockwise, 0, 90, 180 or 270, from the stored picture to the displayed one; `read` applies it."""
     access: Access
     """How frames are found: by exact seeks to key frames; from the start by pts, where the container's seek is not
-    exact; from the start by counting, where pts do not tell frames apart."""
+    exact; from the start by counting, where pts do not tell frames apart or contradict the order of the frames."""
+    mirrored: bool = False
+    """Whether left and right are swapped after the rotation; `read` applies it."""
 
     @property
     def num_frames(self) -> int:
         """Frames that decoding shows."""
         return len(self.pts)
+
+    @property
+    def orientation(self) -> Orientation:
+        """Rotation and mirroring of the first frame."""
+        return Orientation(self.rotation // 90, self.mirrored)
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -121,39 +120,56 @@ class Frames:
     times: Tensor  # float64 (T,), seconds in the video
 
 
-def scan(path: str | Path, *, data: bytes | None = None) -> VideoIndex:
+def scan(path: str | Path, *, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> VideoIndex:
     """The index of a video: from its packets alone where they can be trusted, else by decoding it once.
 
-    Trusted are MP4, MOV, Matroska and WebM files of codecs with one shown frame to a packet. In the others (AVI,
-    MPEG-TS, ...) packets may hold no frame or lack their pts: there only the decoder knows the frames.
-    `data` is the file's content, where it is no file of its own.
+    Trusted are MP4, MOV, Matroska and WebM files of codecs with one shown frame to a packet, if the times of their
+    packets fit the order of decoding. In the others (AVI, MPEG-TS, ...) packets may hold no frame or lack their pts:
+    there only the decoder knows the frames. Of trusted files the key frames are decoded, and the headers of all other
+    frames, so that a file is refused whose decoding fails midway; what only decoding all of it shows (damage within a
+    frame that is no key frame) is seen where a clip is read, and by `decode_whole`.
+
+    Args:
+        path: of the video file.
+        data: the file's content, where it is no file of its own.
+        max_pixels: of a frame; a video of larger ones is refused before they are decoded.
 
     Raises:
         VideoError: for a video that can't be read.
     """
-    with _opened(Path(path), data) as video:
+    with opened(Path(path), data, max_pixels) as video:
         index = _index(video)
         frame = next(video.decode_all(), None)
         if frame is None:
             raise VideoError(path, f"it lists {index.num_frames} frames, but none decodes", "no frames")
-        rotation = rotation_of(frame)
-        height, width = turned((frame.height, frame.width), rotation // 90)
-        return replace(index, height=height, width=width, rotation=rotation)
+        turns, mirrored = orientation = orientation_of(frame)
+        height, width = turned((frame.height, frame.width), orientation.turns)
+        return replace(index, height=height, width=width, rotation=90 * turns, mirrored=mirrored)
 
 
 def read(
-    path: str | Path, numbers: Sequence[int], *, index: VideoIndex | None = None, short_side: int | None = None
+    path: str | Path,
+    numbers: Sequence[int],
+    *,
+    index: VideoIndex | None = None,
+    short_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Frames:
     """The frames with these numbers, in this order; a number may come twice.
 
     `index` saves the scan. `short_side` resizes: the shorter side gets that many pixels, the longer one keeps the
     aspect ratio, rounded half up. Where a video changes its picture size midway, all frames get the index's size.
     """
-    return read_cuts(path, [Cut(numbers, size=short_side)], index=index)[0]
+    return read_cuts(path, [Cut(numbers, size=short_side)], index=index, max_pixels=max_pixels)[0]
 
 
 def read_cuts(
-    path: str | Path, cuts: Sequence[Cut], *, index: VideoIndex | None = None, data: bytes | None = None
+    path: str | Path,
+    cuts: Sequence[Cut],
+    *,
+    index: VideoIndex | None = None,
+    data: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Frames]:
     """Several clips of one video in one go: a frame that two of them share is decoded once.
 
@@ -162,18 +178,19 @@ def read_cuts(
         cuts: what is wanted of it.
         index: of the video; saves the scan.
         data: the file's content, where it is no file of its own; `path` then only names it.
+        max_pixels: of a frame; larger ones are refused before they are decoded.
 
     Raises:
-        VideoError: for a video that can't be read.
+        VideoError: for a video that can't be read, or frames that the decoder flags as damaged.
         ValueError: for a frame number or a box outside of the video.
     """
     cuts = [replace(cut, numbers=[operator.index(number) for number in cut.numbers]) for cut in cuts]
     numbers = sorted({number for cut in cuts for number in cut.numbers})
     if index is None and not numbers:
-        index = scan(path, data=data)
+        index = scan(path, data=data, max_pixels=max_pixels)
     # Without an index the first frame decoded tells the size: the header does not know of rotation.
     size = None if index is None else (index.height, index.width)
-    with _opened(Path(path), data) as video:
+    with opened(Path(path), data, max_pixels) as video:
         if index is None:
             index = _index(video)
         for number in numbers:
@@ -182,11 +199,11 @@ def read_cuts(
         counts = index.access == "count"
         names = np.arange(index.num_frames) if counts else index.pts  # what tells the decoded frames apart
         canvases = [Canvas(cut, names=names, size=size) for cut in cuts]
-        with suppress(av.FFmpegError):  # the fault may be the seek's: decoding from the start decides
+        with suppress(av.FFmpegError, VideoError):  # the fault may be the seek's: decoding from the start decides
             for run in _plan(index, np.array(numbers, dtype=np.int64)):
-                _paint(canvases, ((frame.pts, frame) for frame in video.decode_run(run)))
-        everything = ((n if counts else frame.pts, frame) for n, frame in enumerate(video.decode_all()))
-        decoded = _paint(canvases, everything)
+                _paint(canvases, ((frame.pts, frame) for frame in video.undamaged(video.decode_run(run))))
+        everything = video.undamaged(video.decode_all())
+        decoded = _paint(canvases, ((n if counts else frame.pts, frame) for n, frame in enumerate(everything)))
         if any(canvas.missing for canvas in canvases):
             reason = f"{decoded} of its {index.num_frames} frames decode, not all those asked for"
             raise VideoError(path, reason, "broken" if decoded else "no frames")
@@ -197,7 +214,9 @@ def read_cuts(
         ]
 
 
-def decode(path: str | Path, cuts: Sequence[Cut], *, index: VideoIndex) -> list[tuple[int | None, VideoFrame]]:
+def decode(
+    path: str | Path, cuts: Sequence[Cut], *, index: VideoIndex, max_pixels: int = MAX_PIXELS
+) -> list[tuple[int | None, VideoFrame]]:
     """The first half of `read_cuts`, for those who time it: the wanted frames, decoded, and nothing made of them.
 
     Raises:
@@ -207,15 +226,16 @@ def decode(path: str | Path, cuts: Sequence[Cut], *, index: VideoIndex) -> list[
     counts = index.access == "count"
     names = {int(number if counts else index.pts[number]) for number in numbers}
     found: list[tuple[int | None, VideoFrame]] = []
-    with _opened(Path(path), None) as video:
+    with opened(Path(path), None, max_pixels) as video:
         if counts:
-            for place, frame in enumerate(video.decode_all()):
+            for place, frame in enumerate(video.undamaged(video.decode_all())):
                 if place in names:
                     found.append((place, frame))
                 if len(found) == len(names):
                     break
         for run in _plan(index, np.array(numbers, dtype=np.int64)):
-            found += [(frame.pts, frame) for frame in video.decode_run(run) if frame.pts in names]
+            frames = video.undamaged(video.decode_run(run))
+            found += [(frame.pts, frame) for frame in frames if frame.pts in names]
     return found
 
 
@@ -227,17 +247,17 @@ def paint(cuts: Sequence[Cut], decoded: Iterable[tuple[int | None, VideoFrame]],
     return [canvas.frames() for canvas in canvases]
 
 
-def walk(path: str | Path, cut: Cut, *, index: VideoIndex) -> Iterator[Tensor]:
+def walk(path: str | Path, cut: Cut, *, index: VideoIndex, max_pixels: int = MAX_PIXELS) -> Iterator[Tensor]:
     """The cut's frames one by one, in one pass, upright: uint8 (3, H, W); `cut.numbers` rise.
 
     Raises:
-        VideoError: where one can't be read.
+        VideoError: where one can't be read, or at the first frame that the decoder flags as damaged.
     """
     numbers = {int(pts): number for number, pts in enumerate(index.pts)}
     wanted = iter(cut.numbers)
     awaited, shown = next(wanted, None), 0
-    with _opened(Path(path), None) as video:
-        for place, frame in enumerate(video.decode_all() if awaited is not None else ()):
+    with opened(Path(path), None, max_pixels) as video:
+        for place, frame in enumerate(video.undamaged(video.decode_all()) if awaited is not None else ()):
             if awaited == (place if index.access == "count" else numbers.get(-1 if frame.pts is None else frame.pts)):
                 canvas = Canvas(
                     replace(cut, numbers=[0]), names=np.zeros(1, np.int64), size=(index.height, index.width)
@@ -253,149 +273,84 @@ def walk(path: str | Path, cut: Cut, *, index: VideoIndex) -> Iterator[Tensor]:
         raise VideoError(path, reason, "broken" if shown else "no frames")
 
 
-def num_decodable(path: str | Path) -> tuple[int, VideoError | None]:
-    """How many frames plain sequential decoding shows, and the fault that ended it, if one did."""
-    decoded = 0
+@dataclass(frozen=True)
+class Decoded:
+    """What plain sequential decoding of a whole video shows."""
+
+    num_frames: int
+    num_damaged: int
+    """Frames that the decoder flags as corrupt: it concealed what it could not decode."""
+    index: VideoIndex | None
+    """The given index; frames are counted in it where their times contradict the order in which they are shown."""
+    fault: VideoError | None
+    """What ended decoding early, or is wrong with its frames; None for a sound video."""
+
+
+def decode_whole(path: str | Path, *, index: VideoIndex | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode every frame of a video, and compare with what its index lists."""
+    pts: list[int] = []
+    damaged, fault = 0, None
     try:
-        with _opened(Path(path), None) as video:
-            for _ in video.decode_all():
-                decoded += 1
+        with opened(Path(path), None, max_pixels) as video:
+            rate = video.rate
+            for frame in video.decode_all():
+                pts.append(_NO_PTS if frame.pts is None else frame.pts)
+                damaged += frame.is_corrupt
+            if index is not None and len(pts) != index.num_frames:
+                reason = f"{len(pts)} of the {index.num_frames} frames that it lists decode"
+                fault = VideoError(path, reason, "broken")
+            elif index is not None and index.access != "count" and pts != index.pts.tolist():
+                index = _index_of_decoded(index, pts, rate)
     except VideoError as error:
-        return decoded, error
-    return decoded, None
+        fault = error
+    if damaged and fault is None:
+        reason = f"the decoder flags {damaged} of its {len(pts)} frames as damaged, and those after them may be wrong"
+        fault = VideoError(path, reason, "damaged")
+    return Decoded(len(pts), damaged, index, fault)
 
 
-_SEEK_EXACTLY = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
-"""Containers whose seek to a key frame's pts lands on it, by their demuxer's name."""
+_IN_DECODING_ORDER = {"vp9", "av1", "libdav1d", "mjpeg", "ffv1"}
+"""Those of them that show frames in the order in which they are decoded."""
 
-_ONE_FRAME_A_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "mjpeg", "ffv1"}
-"""Decoders whose every packet shows one frame; elsewhere (VP8's hidden frames, MPEG-4's empty ones) some do not."""
+_MOST_REORDERED = 16
+"""Frames that H.264 and HEVC decoders can hold back at most."""
+
+_LONG_GAP = 16
+"""Times the usual gap between frames."""
 
 _NO_PTS = -(1 << 62)
-_QUICK_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm"}
-_QUICK_PROBE = {"probesize": "32", "skip_frame": "all"}
-"""MP4 and Matroska headers tell all that a decoder needs; FFmpeg's usual probe would decode a frame to check them."""
 
 
-class _Video:
-    """One opened file and the walks through it."""
-
-    def __init__(self, path: Path, data: bytes | None) -> None:
-        self.path = path
-        self._data = data
-        self._open(quick=path.suffix.lower() in _QUICK_SUFFIXES)
-
-    def _open(self, *, quick: bool) -> None:
-        source = self.path if self._data is None else self._data
-        self.container: InputContainer = open_container(source, options=_QUICK_PROBE if quick else {})
-        self.seeks_exactly = self.container.format.name in _SEEK_EXACTLY
-        if quick and not self.seeks_exactly:  # the suffix misled
-            self.close()
-            return self._open(quick=False)
-        self._is_as_opened = not quick
-        streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams or streams[0].codec_context is None:
-            self.close()
-            if streams:
-                raise VideoError(self.path, "FFmpeg has no decoder for its video stream", "no decoder")
-            raise VideoError(self.path, "it has no video stream", "no video")
-        self.stream = streams[0]
-        self.time_base = self.stream.time_base or Fraction(1, av.time_base)
-        self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)  # 25 is FFmpeg's own default
-        # One thread: a packet is decoded when it is sent, so skip_frame holds for that packet alone.
-        self.stream.codec_context.thread_count = 1
-
-    def _rewind(self) -> None:
-        """To the first packet, as FFmpeg's full probe opens the file."""
-        if not self._is_as_opened:
-            self.close()
-            self._open(quick=False)
-
-    def close(self) -> None:
-        self.container.close()
-
-    def packets(self) -> "Iterator[Packet[VideoStream]]":
-        """Packets from here on in decoding order, without empty ones (PyAV ends with one)."""
-        self._is_as_opened = False
-        return (packet for packet in self.container.demux(self.stream) if packet.size)
-
-    def decode_all(self) -> Iterator[VideoFrame]:
-        """Every frame, by plain sequential decoding: the definition of what is right."""
-        self._rewind()
-        decoded = 0
-        try:
-            for packet in chain(self.packets(), [None]):
-                for frame in self.stream.codec_context.decode(packet):
-                    decoded += 1
-                    yield frame
-        except av.FFmpegError as error:
-            reason = f"decoding fails after {decoded} frames ({error.strerror})"
-            raise VideoError(self.path, reason, "broken" if decoded else "no frames") from error
-
-    def decode_run(self, run: "_Run") -> Iterator[VideoFrame]:
-        """The frames of one run, among others; stops when the last of them is decoded."""
-        if run.seek is None:
-            self._rewind()
-        else:
-            self.container.seek(run.seek, stream=self.stream)
-        decoder = self.stream.codec_context
-        decoder.open(strict=False)  # before skip_frame is set: dav1d heeds it only here, and then for all packets
-        unsent = set(run.pts)
-        for packet in self.packets():
-            decoder.skip_frame = "DEFAULT" if packet.pts in unsent else "NONREF"
-            yield from decoder.decode(packet)
-            unsent.discard(packet.pts)
-            if not unsent:
-                break
-        # Frames held back for reordering come out here, sooner than by decoding on.
-        yield from decoder.decode(None)
-
-
-@contextmanager
-def _opened(path: Path, data: bytes | None) -> Iterator[_Video]:
-    """The opened video, closed in the end; every failure of FFmpeg's becomes a VideoError."""
-    if data is None and not path.is_file():
-        raise VideoError(path, "it is a directory" if path.is_dir() else "there is no such file", "missing")
-    if (path.stat().st_size if data is None else len(data)) == 0:
-        raise VideoError(path, "the file is empty", "empty")
-    try:
-        with closing(_Video(path, data)) as video:
-            yield video
-    except av.FFmpegError as error:
-        raise VideoError(path, f"FFmpeg cannot read it ({error.strerror})") from error
-
-
-def _index(video: _Video) -> VideoIndex:
+def _index(video: VideoFile) -> VideoIndex:
     """The video's index; its height, width and rotation are the header's, before any frame is decoded."""
-    listed = _index_of_packets(video)
+    may_trust = video.is_listed
+    listed = _index_of_packets(video.sounded_packets() if may_trust else video.packets(), video)
     # Frames shown before the first key frame lack what they refer to, and decoders drop them.
     starts_cleanly = listed.access == "seek" and listed.pts[0] >= listed.key_pts[0]
-    trusted = starts_cleanly and video.stream.codec_context.name in _ONE_FRAME_A_PACKET
+    trusted = may_trust and starts_cleanly and _fits_decoding_order(listed, video)
     return listed if trusted else _confirmed_by_decoding(listed, video)
 
 
-def _index_of_packets(video: _Video) -> VideoIndex:
+def _index_of_packets(packets: "Iterable[Packet[VideoStream]]", video: VideoFile) -> VideoIndex:
     """The index that the packets declare; "count" where their pts do not tell frames apart."""
-    rows = [
-        (_NO_PTS if p.pts is None else p.pts, p.duration or 0, p.is_keyframe, p.is_discard) for p in video.packets()
-    ]
+    rows = [(_NO_PTS if p.pts is None else p.pts, p.duration or 0, p.is_keyframe, p.is_discard) for p in packets]
     pts, ticks, is_key, is_discard = np.array(rows, dtype=np.int64).reshape(-1, 4).T
     shown = np.flatnonzero(is_discard == 0)  # an edit list discards its pre-roll: decoded, never shown
     if len(shown) == 0:
         raise VideoError(video.path, "its video stream holds no frames", "no frames")
-    packets = shown[np.argsort(pts[shown])]
+    order = shown[np.argsort(pts[shown])]
     keys = np.flatnonzero(is_key)
     access: Access = "start"
-    if (pts == _NO_PTS).any() or (np.diff(pts[packets]) == 0).any():
+    if (pts == _NO_PTS).any() or (np.diff(pts[order]) == 0).any():
         access = "count"
     elif video.seeks_exactly and is_key[0] and (np.diff(pts[keys]) > 0).all():
         access = "seek"
     return VideoIndex(
-        pts=pts[packets],
-        packets=packets,
+        pts=pts[order],
+        packets=order,
         key_pts=pts[keys],
         key_packets=keys,
-        last_ticks=int(ticks[packets[-1]]) or max(1, round(1 / (video.rate * video.time_base))),
+        last_ticks=int(ticks[order[-1]]) or max(1, round(1 / (video.rate * video.time_base))),
         time_base=video.time_base,
         height=video.stream.height,
         width=video.stream.width,
@@ -404,11 +359,43 @@ def _index_of_packets(video: _Video) -> VideoIndex:
     )
 
 
-def _confirmed_by_decoding(listed: VideoIndex, video: _Video) -> VideoIndex:
+def _fits_decoding_order(index: VideoIndex, video: VideoFile) -> bool:
+    """Whether the times of packets can be those of the frames that come out of the decoder.
+
+    A decoder shows frames in an order of its own, whatever their times say. Seen without decoding is a frame that
+    would have to wait for, or overtake, more frames than the decoder can hold back, and a long gap in time that is
+    not one in decoding order. `decode_whole` sees all.
+    """
+    order = index.packets  # (N,) the packet of each frame, in order of time
+    decoder = video.stream.codec_context
+    if decoder.name in _IN_DECODING_ORDER:
+        return bool((np.diff(order) > 0).all())
+    shown_at = np.argsort(np.argsort(order))  # (N,) place in decoding order, of each frame in order of time
+    places = np.argsort(shown_at)  # (N,) place in order of time, of each frame in decoding order
+    overtaken = np.empty(len(places), dtype=np.int64)  # how many frames are decoded before it and shown after it
+    latest: list[int] = []  # places of the frames decoded so far that are shown last
+    for number, place in enumerate(places.tolist()):
+        overtaken[number] = sum(other > place for other in latest)
+        heapq.heappush(latest, place)
+        if len(latest) > _MOST_REORDERED + 1:
+            heapq.heappop(latest)
+    waiting = places - np.arange(len(places)) + overtaken  # how many are decoded after it and shown before it
+    gaps = np.diff(index.pts)
+    long = gaps > _LONG_GAP * np.median(gaps) if len(gaps) else np.zeros(0, dtype=bool)
+    crossed = np.maximum.accumulate(order)[:-1] > np.minimum.accumulate(order[::-1])[::-1][1:]
+    depth = min(decoder.reorder_depth, _MOST_REORDERED)
+    return bool(overtaken.max() <= depth and waiting.max() <= _MOST_REORDERED and not (long & crossed).any())
+
+
+def _confirmed_by_decoding(listed: VideoIndex, video: VideoFile) -> VideoIndex:
     """The index of the frames that decoding shows; "count" unless each is one of those listed."""
     decoded = [_NO_PTS if frame.pts is None else frame.pts for frame in video.decode_all()]
     if not decoded:
         raise VideoError(video.path, "no frame of its video stream decodes", "no frames")
+    return _index_of_decoded(listed, decoded, video.rate)
+
+
+def _index_of_decoded(listed: VideoIndex, decoded: Sequence[int], rate: Fraction) -> VideoIndex:
     pts = np.array(decoded, dtype=np.int64)
     has_times = pts[0] != _NO_PTS and bool((np.diff(pts) > 0).all())
     if has_times and listed.access != "count" and np.isin(pts, listed.pts).all():
@@ -417,33 +404,25 @@ def _confirmed_by_decoding(listed: VideoIndex, video: _Video) -> VideoIndex:
         return replace(listed, pts=pts, packets=np.arange(len(pts)), access="count")
     # Without usable pts the frames are taken to be evenly spaced.
     number = np.arange(len(pts))
-    return replace(listed, pts=number, packets=number, last_ticks=1, time_base=1 / video.rate, access="count")
+    return replace(listed, pts=number, packets=number, last_ticks=1, time_base=1 / rate, access="count")
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Packets to decode in one go."""
-
-    seek: int | None  # the pts of the key frame to start from; None is the file's first packet
-    pts: list[int]  # the wanted frames on the way
-
-
-def _plan(index: VideoIndex, numbers: NDArray[np.int64]) -> list[_Run]:
+def _plan(index: VideoIndex, numbers: NDArray[np.int64]) -> list[Run]:
     """Runs that show these frames: each begins with a seek to a key frame, and goes on where a seek saves nothing."""
     wanted = np.unique(numbers)
     if index.access == "count":
         return []
     pts = index.pts[wanted]
     if index.access == "start":
-        return [_Run(None, pts.tolist())]
+        return [Run(None, pts.tolist())]
     # A frame shown before a key frame may refer across it: its key frame is the one shown before it.
     keys = np.maximum(np.searchsorted(index.key_pts, pts, side="right") - 1, 0)
-    runs: list[_Run] = []
+    runs: list[Run] = []
     last_packet = -1
     for shown_at, packet, key in zip(pts.tolist(), index.packets[wanted].tolist(), keys.tolist()):
         # A seek costs less than decoding a single frame, so any packet it saves is worth it.
         if not runs or index.key_packets[key] > last_packet + 1:
-            runs.append(_Run(int(index.key_pts[key]), []))
+            runs.append(Run(int(index.key_pts[key]), []))
         runs[-1].pts.append(shown_at)
         last_packet = max(last_packet, packet)
     return runs
