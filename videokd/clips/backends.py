@@ -23,7 +23,7 @@ from videokd.clips.reading import Frames, VideoError, VideoIndex
 from videokd.clips.shards import ShardReader
 
 Backend = Literal["pyav", "decord", "torchcodec"]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGES_PER_SECOND = 25
 """Pictures in a folder do not say when they were taken: what most frames of published sets were extracted at."""
 

@@ -1,27 +1,25 @@
 """The field's lists of videos, read as they are published, into one `Manifest`."""
 
-import csv
 import hashlib
-import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from videokd.clips.columns import column_rows, header_rows, header_separator
+from videokd.clips.folders import folder_rows
+from videokd.clips.labels import check_names, label_of, labels_of, with_missing
 from videokd.clips.manifest import Manifest, Packed, Video, is_url, shard_name
+from videokd.clips.plain_lists import plain_rows
+from videokd.clips.rows import VIDEO_SUFFIXES, Notes, file_name, is_number, read_lines, read_text
+from videokd.clips.rows import Row as _Row
 from videokd.clips.shards import local_index
+from videokd.clips.splits import split_in_name, usual_split
 from videokd.clips.table import table_path
 
-VIDEO_SUFFIXES = (
-    ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".gif",
-    ".ogv", ".asf", ".vob", ".mts", ".m2ts",
-)  # fmt: skip
-_SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "unlabelled")
 _LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".list")
-_SPLIT_IN_NAME = re.compile(r"(?i)(?:^|[^a-z])(train|val|valid|validate|validation|test)(?:list)?(?:[^a-z]|$)")
-_COLUMNS = {"path", "label", "class", "split", "group", "youtube_id", "time_start"}
 
 
 def read_manifest(
@@ -48,17 +46,24 @@ def read_manifest(
     Raises:
         ValueError: naming the file and line that is wrong, and what was expected.
     """
-    found = _found(path, Path(root) if root is not None else None, fold)
+    numbered = {} if class_names is None else _names_of(Path(class_names))
+    how = _How(Path(root) if root is not None else None, fold, frozenset(numbered.values()), Notes(path))
+    found = _found(path, how)
     rows, source = list(found.rows), Path(path)
     if not rows:
         raise ValueError(f"{path} holds no video")
     names: Sequence[str] = found.classes
     if class_names is not None:
-        numbered = _names_of(Path(class_names))
         names, rows = tuple(numbered.values()), _renamed(rows, numbered, Path(class_names))
+    if not names:
+        check_names(rows)
+    rows = _with_usual_splits(rows, how.notes)
     _check_unique(rows)
     if not allow_leaks:
         _check_groups(rows)
+    if found.is_text:
+        _note_missing(rows, how)
+    how.notes.show()
     videos = tuple(video for _, video in rows)
     if any(video.labels for video in videos):
         # So that a split in which every video has one label is still of a set of several.
@@ -70,8 +75,15 @@ def read_manifest(
     return Manifest(found.source or source, videos, tuple(classes), has_splits=has_splits)
 
 
-_Row = tuple[str, Video]
-"""Where a video is listed, for errors, and the video."""
+@dataclass(frozen=True)
+class _How:
+    """How a list is to be read, and notes of how it was."""
+
+    root: Path | None
+    fold: int
+    known: Collection[str]
+    """Names that are certain to be classes: those of the file of class names."""
+    notes: Notes
 
 
 @dataclass
@@ -82,9 +94,11 @@ class _Found:
     classes: Sequence[str] = field(default_factory=tuple)
     """In the order of their numbers, where the list has one of its own."""
     source: Path | None = None
+    is_text: bool = False
+    """Whether somebody's own list names files, so that it is worth saying where they may be."""
 
 
-def _found(path: str | Path, root: Path | None, fold: int) -> _Found:
+def _found(path: str | Path, how: _How) -> _Found:
     if is_url(path):
         url = str(path) if str(path).endswith("/index.jsonl") else f"{str(path).rstrip('/')}/index.jsonl"
         index = local_index(url)
@@ -98,70 +112,48 @@ def _found(path: str | Path, root: Path | None, fold: int) -> _Found:
     if not path.exists():
         raise ValueError(f"no list or folder of videos at {path}")
     if path.is_dir():
-        return _in_folder(path, root, fold)
+        return _in_folder(path, how)
     if _HMDB51_FILE.fullmatch(path.name):
         raise ValueError(f"{path} is one of HMDB51's lists, one a class: name their folder")
     if path.suffix == ".jsonl":
-        return _Found(_jsonl_rows(path, root or path.parent))
+        return _Found(_jsonl_rows(path, how.root or path.parent, how.notes))
     if path.suffix in _LIST_SUFFIXES:
-        return _Found(_list_rows(path, root or path.parent))
+        return _Found(_list_rows(path, how.root or path.parent, how), is_text=True)
     hint = ": name its folder, which holds the class numbers too" if path.suffix == ".json" else ""
     raise ValueError(f"{path} is not a folder or a list ({', '.join(_LIST_SUFFIXES)}, .jsonl){hint}")
 
 
-def _in_folder(folder: Path, root: Path | None, fold: int) -> _Found:
+def _in_folder(folder: Path, how: _How) -> _Found:
     names = sorted(child.name for child in folder.iterdir() if child.is_file())
     for own in ("index.jsonl", "manifest.jsonl"):  # a packed set's, and what `videokd data` writes
         if own in names:
-            return _Found(_jsonl_rows(folder / own, root or folder), source=folder / own)
+            return _Found(_jsonl_rows(folder / own, how.root or folder, how.notes), source=folder / own)
     if "classInd.txt" in names:
-        return _ucf101(folder, root, fold)
+        return _ucf101(folder, how.root, how.fold)
     if any(_HMDB51_FILE.fullmatch(name) for name in names):
-        return _hmdb51(folder, root, fold)
+        return _hmdb51(folder, how.root, how.fold)
     if any(name.removeprefix(_SSV2_PREFIX) == "labels.json" for name in names):
-        return _something_something(folder, root)
+        return _something_something(folder, how.root)
     lists: dict[str, str] = {}
     for name in names:
-        split = _split_in_name(name)
+        split = split_in_name(name)
         if split and Path(name).suffix in _LIST_SUFFIXES:
             if split in lists:
                 raise ValueError(f"{folder} has two lists of the split {split!r}, {lists[split]} and {name}: name one")
             lists[split] = name
     if lists:
-        return _Found(row for name in lists.values() for row in _list_rows(folder / name, root or folder))
-    return _Found(_folder_rows(folder))
+        rows = [row for name in lists.values() for row in _list_rows(folder / name, how.root or folder, how)]
+        return _Found(rows, is_text=True)
+    return _Found(folder_rows(folder, how.notes))
 
 
-def _folder_rows(root: Path) -> Iterator[_Row]:
-    folders = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    splits = [folder.name for folder in folders if folder.name.lower() in _SPLIT_FOLDERS]
-    if splits and len(splits) < len(folders):
-        others = [folder.name for folder in folders if folder.name not in splits]
-        raise ValueError(
-            f"{root} mixes folders of splits ({', '.join(splits)}) with others ({', '.join(others[:5])}): "
-            "is a folder a split or a class?"
-        )
-    found = False
-    for folder in folders:
-        for file in sorted(folder.rglob("*")):
-            inside = file.relative_to(folder).parts
-            if file.suffix.lower() in VIDEO_SUFFIXES and not any(part.startswith(".") for part in inside):
-                found = True
-                # A video right under a split has no class.
-                label = (inside[0] if len(inside) > 1 else None) if splits else folder.name
-                split = folder.name if splits else None
-                yield str(file), Video(id=file.relative_to(root).as_posix(), path=file, label=label, split=split)
-    if not found:
-        raise ValueError(
-            f"{root} holds no video: expected {root}/CLASS/VIDEO or {root}/SPLIT/CLASS/VIDEO "
-            f"with one of {' '.join(VIDEO_SUFFIXES)}"
-        )
-
-
-def _jsonl_rows(path: Path, root: Path) -> Iterator[_Row]:
-    split = _split_in_name(path.name)
-    for where, video in _manifest_rows(_text(path), path, lambda name: str(root / name)):
-        yield where, replace(video, split=split) if split and video.split is None else video
+def _jsonl_rows(path: Path, root: Path, notes: Notes) -> Iterator[_Row]:
+    split = split_in_name(path.name)
+    for where, video in _manifest_rows(read_text(path, notes), path, lambda name: str(root / name)):
+        if "\\" in video.id and video.packed is None:
+            name = file_name(video.id, root, where, notes)
+            video = replace(video, id=name, path=root / name)
+        yield where, replace(video, split=split) if split and not video.split else video
 
 
 def _manifest_rows(lines: Iterable[str], path: Path, place: Callable[[str], str]) -> Iterator[_Row]:
@@ -179,8 +171,8 @@ def _manifest_rows(lines: Iterable[str], path: Path, place: Callable[[str], str]
             video = Video(
                 id=name,
                 path=Path(place(name)) if packed is None else Path(packed["shard"]) / name,
-                label=None if isinstance(label, list) else _label(label),
-                labels=_several(label) if isinstance(label, list) else (),
+                label=None if isinstance(label, list) else label_of(label),
+                labels=labels_of(label) if isinstance(label, list) else (),
                 split=row.pop("split", None),
                 group=row.pop("group", None),
                 frames=row.pop("frames", None),
@@ -196,131 +188,24 @@ def _manifest_rows(lines: Iterable[str], path: Path, place: Callable[[str], str]
         yield f"{path}: line {number}", video
 
 
-def _list_rows(path: Path, root: Path) -> Iterator[_Row]:
-    """A csv with a header, Kinetics' csv, or a plain list."""
-    first = _text(path).readline()
-    delimiter = next((mark for mark in "\t;" if {"path", "label"} <= set(first.strip().lower().split(mark))), ",")
-    columns = [column.strip().lower() for column in next(csv.reader([first], delimiter=delimiter), [])]
-    if not first.strip():
+def _list_rows(path: Path, root: Path, how: _How) -> list[_Row]:
+    """A list with a header, Kinetics' csv, or a plain list."""
+    text = (line.strip() for line in read_text(path, how.notes))
+    first = next(
+        (line for line in text if line and not line.startswith("#") and not line.lower().startswith("sep=")), ""
+    )
+    if not first:
         raise ValueError(f"{path}: line 1 is empty: expected a header or a video")
-    if "youtube_id" in columns:
-        yield from _kinetics_rows(path, root)
-    elif _COLUMNS & set(columns) or (path.suffix == ".csv" and _is_header(columns)):
-        yield from _csv_rows(path, root, delimiter)
-    else:
-        yield from _plain_rows(path, root)
+    separator = header_separator(first, is_csv=path.suffix == ".csv")
+    if separator is None:
+        return with_missing(plain_rows(path, root, how.notes), how.known, how.notes)
+    if re.search(r"youtube[_\s-]?id", first.lower()):
+        return list(_kinetics_rows(path, root, separator, how.notes))
+    rows, are_words = column_rows(path, root, separator, how.notes)
+    return with_missing(rows, how.known, how.notes) if are_words else rows
 
 
-def _is_header(columns: Sequence[str]) -> bool:
-    """Words alone, none of them a file or a number."""
-    return len(columns) > 1 and all(re.fullmatch(r"[a-z_ ]+", column) for column in columns)
-
-
-def _csv_rows(path: Path, root: Path, delimiter: str) -> Iterator[_Row]:
-    reader = csv.DictReader(_text(path), delimiter=delimiter)
-    columns = reader.fieldnames or []
-    for needed in ("path", "label"):
-        if needed not in columns:
-            raise ValueError(
-                f"{path}: line 1 has no column {needed!r} (it has {', '.join(columns) or 'nothing'}); "
-                "expected path,label[,class][,split][,group]"
-            )
-    split = _split_in_name(path.name)
-    for row in reader:
-        where = f"{path}: line {reader.line_num}"
-        if not row["path"] or None in row or None in row.values():
-            raise ValueError(f"{where} does not have the {len(columns)} columns of line 1")
-        # A `class` column holds the names of the classes that `label` numbers.
-        label = None if _label(row["label"]) is None else _label(row.get("class") or row["label"])
-        yield (
-            where,
-            Video(
-                id=row["path"],
-                path=root / row["path"],
-                label=label,
-                split=row.get("split") or split,
-                group=row.get("group") or None,
-            ),
-        )
-
-
-def _plain_rows(path: Path, root: Path) -> Iterator[_Row]:
-    """`path label...`, `path` alone, or `folder num_frames label...` of frames kept as pictures."""
-    split, separator = _split_in_name(path.name), None
-    lengths: set[int] = set()
-    for where, line in _lines(path):
-        if separator is None:
-            separator = _separator(line, where)
-        name, numbers, is_file = _parted(line, separator)
-        if not is_file and not (numbers and numbers[0].isdecimal() and all(map(_is_number, numbers))):
-            raise ValueError(
-                f"{where} names no video ({', '.join(VIDEO_SUFFIXES[:4])}...) and no folder with "
-                f"its number of frames: {line!r}"
-            )
-        if not is_file and len(numbers) == 1 and not (root / name).is_dir():
-            raise ValueError(
-                f"{where} may be a video without a suffix and its label, or a folder of pictures and how many they "
-                f"are: {line!r}. Write the video's suffix, or a label after the number (-1 for none)"
-            )
-        frames = None if is_file else int(numbers[0])
-        labels = numbers if is_file else numbers[1:]
-        lengths.add(len(labels))
-        if len(lengths) > 1 and not all(map(_is_number, labels)):
-            raise ValueError(f"{where} has {len(labels)} labels, other lines do not: {line!r}")
-        if len(labels) > 1 and not all(map(_is_number, labels)):
-            raise ValueError(f"{where}: several labels are numbers, got {labels}")
-        if 0 in lengths and len(lengths) > 1:
-            raise ValueError(f"{where}: some lines have labels, others have none: {line!r}")
-        yield (
-            where,
-            Video(
-                id=name,
-                path=root / name,
-                label=_label(labels[0]) if len(labels) == 1 else None,
-                labels=_several(labels) if len(labels) > 1 else (),
-                split=split,
-                frames=frames,
-            ),
-        )
-
-
-def _parted(line: str, separator: str) -> tuple[str, list[str], bool]:
-    """The path, what follows it, and whether the path is a video's: the last field with its suffix ends it.
-
-    The path of a folder ends where nothing but numbers follows.
-    """
-    parts = _split(line, separator)
-    fields = [part.strip() for part in parts]
-    end = max((n for n, part in enumerate(fields) if part.lower().endswith(VIDEO_SUFFIXES)), default=None)
-    is_file = end is not None
-    if end is None:
-        end = len(fields) - 1
-        while end > 0 and (_is_number(fields[end]) or not fields[end]):
-            end -= 1
-    # Blanks in a row are one separator, but not inside a path.
-    after = [part for part in fields[end + 1 :] if part or not separator.isspace()]
-    return separator.join(parts[: end + 1]).strip(), after, is_file
-
-
-def _split(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator)) if '"' in line else line.split(separator)
-
-
-def _separator(line: str, where: str) -> str:
-    """What parts the fields of a list's first line: then one of them is a video, or a folder of pictures."""
-    for separator in ("\t", ";", ",", " "):
-        fields = [part.strip() for part in _split(line, separator)]
-        if len(fields) > 1 and (
-            any(part.lower().endswith(VIDEO_SUFFIXES) for part in fields)
-            or (_is_number(fields[-1]) and not any(" " in part for part in fields[1:]))
-        ):
-            return separator
-    if line.lower().endswith(VIDEO_SUFFIXES):
-        return "\t"  # a path alone, whatever is in it
-    raise ValueError(f"{where} is neither `path label` nor a path: {line!r}")
-
-
-def _kinetics_rows(path: Path, root: Path) -> Iterator[_Row]:
+def _kinetics_rows(path: Path, root: Path, separator: str, notes: Notes) -> Iterator[_Row]:
     """`label,youtube_id,time_start,time_end,split`, with files called ID_START_END as the usual scripts do."""
     listed: dict[str, dict[str, str]] = {}
 
@@ -331,23 +216,22 @@ def _kinetics_rows(path: Path, root: Path) -> Iterator[_Row]:
             listed[folder] = {file.stem: file.name for file in files if file.suffix.lower() in VIDEO_SUFFIXES}
         return listed[folder]
 
-    reader = csv.DictReader(_text(path))
-    for row in reader:
-        where = f"{path}: line {reader.line_num}"
+    for where, row in header_rows(path, separator, notes):
         try:
             name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where} is not label,youtube_id,time_start,time_end,split: {error!r}") from error
-        if not row["youtube_id"] or None in row:
-            raise ValueError(f"{where} does not fill the columns of line 1: {', '.join(reader.fieldnames or ())}")
-        label, split = _label(row.get("label")), row.get("split") or _split_in_name(path.name)
+        if not row["youtube_id"]:
+            raise ValueError(f"{where} has an empty youtube_id")
+        label, split = label_of(row.get("label")), row.get("split") or split_in_name(path.name)
         folders = [""]
         folders += [label, label.replace(" ", "_")] if label else []
         folders += [f"{split}/{folder}".rstrip("/") for folder in folders] if split else []
         place = next((folder for folder in folders if name in at(folder)), None)
         # A video that was not to be had is named as it would be; the loader says that it is missing.
-        file_name = f"{name}.mp4" if place is None else f"{place}/{at(place)[name]}".lstrip("/")
-        yield where, Video(id=file_name, path=root / file_name, label=label, split=split)
+        name = f"{name}.mp4" if place is None else f"{place}/{at(place)[name]}".lstrip("/")
+        usual = None if split is None else usual_split(split) or split
+        yield where, Video(id=name, path=root / name, label=label, split=usual)
 
 
 def _ucf101(folder: Path, root: Path | None, fold: int) -> _Found:
@@ -422,7 +306,7 @@ def _something_something(folder: Path, root: Path | None) -> _Found:
             if label is not None and label not in numbers:
                 raise ValueError(f"{where} has the template {label!r}, which labels.json does not have")
             name = f"{entry['id']}.webm"
-            rows.append((where, Video(id=name, path=Path(name), label=label, split=split)))
+            rows.append((where, Video(id=name, path=Path(name), label=label, split=usual_split(split))))
     return _Found(_rooted(rows, folder, root, beside=("20bn-something-something-v2", "videos")), classes)
 
 
@@ -452,21 +336,8 @@ def _fold_file(folder: Path, name: str, fold: int) -> Path:
     return folder / name
 
 
-def _text(path: Path) -> io.StringIO:
-    """A list's text, with its line ends as they are."""
-    content = path.read_bytes()
-    try:
-        return io.StringIO(content.decode("utf-8-sig"), newline="")
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}: line {number} is not UTF-8 ({error.reason}): convert the file") from error
-
-
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(where it stands, line) of a text file, without empty lines."""
-    for number, line in enumerate(_text(path), start=1):
-        if line.strip():
-            yield f"{path}: line {number}", line.strip()
+    return read_lines(path, Notes(path))
 
 
 _NUMBERED = re.compile(r"(?P<before>\d+)(?:\s+|\s*[,;]\s*)(?P<name>\S.*)|(?P<first>.*\S)\s*[,;\t]\s*(?P<after>\d+)")
@@ -492,7 +363,7 @@ def _names_of(path: Path) -> dict[int, str]:
     for number, name in numbered:
         if name in seen:
             raise ValueError(f"{path} names the class {name!r} twice")
-        if _is_number(name) and name != str(number):
+        if is_number(name) and name != str(number):
             raise ValueError(f"{path} calls class number {number} {name!r}, which is a number too: write it as a word")
         seen.add(name)
     return dict(sorted(numbered))
@@ -501,6 +372,9 @@ def _names_of(path: Path) -> dict[int, str]:
 def _renamed(rows: Sequence[_Row], names: Mapping[int, str], path: Path) -> list[_Row]:
     """Numbers to names, which `path` gives; names stay."""
     known = {str(number): name for number, name in names.items()} | {name: name for name in names.values()}
+    for label in {name for _, video in rows for name in video.names if name.isdecimal()}:  # 01 is number 1
+        if str(int(label)) in known:
+            known.setdefault(label, known[str(int(label))])
 
     def renamed(where: str, video: Video) -> _Row:
         unknown = next((name for name in video.names if name not in known), None)
@@ -515,25 +389,50 @@ def _renamed(rows: Sequence[_Row], names: Mapping[int, str], path: Path) -> list
     return [renamed(where, video) for where, video in rows]
 
 
-def _split_in_name(name: str) -> str | None:
-    """The split that a list is called after."""
-    found = _SPLIT_IN_NAME.search(Path(name).stem)
-    split = found[1].lower() if found else None
-    return "val" if split in ("valid", "validate", "validation") else split
+def _with_usual_splits(rows: Sequence[_Row], notes: Notes) -> list[_Row]:
+    """The rows with their splits called train, val, test or unlabelled where they have a usual name for one.
+
+    Raises:
+        ValueError: if two different words of one list mean the same split.
+    """
+    usual: dict[str, str] = {}
+    written: dict[str, str] = {}
+    for name in dict.fromkeys(video.split for _, video in rows):
+        if not name:
+            continue
+        split = usual[name] = usual_split(name) or name.strip()
+        other = written.setdefault(split, name)
+        if other.strip().lower() != name.strip().lower():
+            raise ValueError(
+                f"the list has the splits {other!r} and {name!r}, both of which may mean {split!r}: call them "
+                "differently, or both the same"
+            )
+        if name != split:
+            notes.add(f"split {name!r} is {split!r}")
+    if usual and (silent := sum(not video.split for _, video in rows)):
+        notes.add(f"{silent} videos name no split, and are in none")
+    return [(where, replace(video, split=usual.get(video.split or ""))) for where, video in rows]
 
 
-def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
-
-
-def _label(written: object) -> str | None:
-    """A class name, or None for what marks an unlabelled clip: nothing, or -1."""
-    text = "" if written is None else str(written).strip()
-    return None if text in ("", "-1") else text
-
-
-def _several(written: Iterable[object]) -> tuple[str, ...]:
-    return tuple(name for name in map(_label, written) if name is not None)
+def _note_missing(rows: Sequence[_Row], how: _How) -> None:
+    """Notes where the files of a list may be instead, if the first few are not where it says."""
+    looked = [video for _, video in rows[:: max(1, len(rows) // 10)]]
+    if any(video.path.exists() for video in looked):
+        return
+    name = looked[0].id
+    if Path(name).is_absolute():
+        how.notes.add(
+            f"its paths are absolute, and {name} is not there: if the list is from another machine, write paths "
+            "relative to the folder of the videos, and name that folder with --root (--data.root of a recipe)"
+        )
+        return
+    folder = Path(str(looked[0].path)[: -len(name)] or ".")
+    if not folder.is_dir():
+        return
+    near = [folder.parent, *sorted(child for child in folder.iterdir() if child.is_dir())]
+    there = [place for place in near if (place / name).exists()]
+    if len(there) == 1:
+        how.notes.add(f"{name} is not in {folder} but in {there[0]}: pass --root {there[0]} (--data.root of a recipe)")
 
 
 def _check_groups(rows: Sequence[_Row]) -> None:

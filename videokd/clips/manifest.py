@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
+from videokd.clips.splits import same_split
 from videokd.config import nearest
 from videokd.disk import write_text
 
@@ -104,12 +105,14 @@ class Manifest:
     def split(self, name: str | None) -> "Manifest":
         """The videos of one split, under the same class numbers; all of them where `name` is None.
 
+        A usual word for a split ("validation") finds the split that lists call by another ("val").
+
         Raises:
             ValueError: if no video is in that split.
         """
         if name is None:
             return self
-        videos = tuple(video for video in self.videos if video.split == name)
+        videos = tuple(video for video in self.videos if same_split(video.split, name))
         if not videos:
             splits = sorted({video.split for video in self.videos if video.split is not None})
             raise ValueError(f"{self.source} has no video in split {name!r}{nearest(name, splits)}")

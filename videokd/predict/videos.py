@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from videokd.clips.dataset import ClipDataset, video_index
-from videokd.clips.lists import VIDEO_SUFFIXES
 from videokd.clips.manifest import Manifest, Video
 from videokd.clips.reading import VideoError, VideoIndex
+from videokd.clips.rows import VIDEO_SUFFIXES
 from videokd.clips.table import FrameTable
 from videokd.clips.views import ViewGrid
 from videokd.evaluate import OnBadVideo, predict
