@@ -14,6 +14,7 @@ from videokd.clips.lists import read_manifest
 from videokd.clips.loader import OnBadVideo
 from videokd.clips.manifest import Manifest, is_test, is_url
 from videokd.clips.mixing import Mix
+from videokd.clips.pictures import MAX_PIXELS
 from videokd.clips.views import Augment
 from videokd.config import check_types, from_plain, import_file, nearest, to_plain
 from videokd.distill import Term
@@ -71,11 +72,13 @@ class Data:
     """Who decodes video files: the exact reader of this package, or "decord" or "torchcodec"."""
     time_limit: float = 60.0
     """Seconds that a worker may spend on a video."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels of a frame above which a video or picture is bad, before it is decoded."""
     in_memory: bool = False
     """Keep all decoded frames in memory: for sets of short clips."""
     on_bad_video: OnBadVideo = "error"
-    """What to do with a video that is missing, broken, too slow, or kills its worker: stop; leave it out; or train on
-    another clip of its class instead. It is named and counted, and validation never substitutes."""
+    """What to do with a video that is missing, broken, damaged, too large, too slow, or kills its worker: stop; leave
+    it out; or train on another clip of its class instead. It is named and counted, and validation never substitutes."""
 
     def __post_init__(self) -> None:
         if self.train_split is not None and self.train_split == self.val_split:
@@ -88,6 +91,8 @@ class Data:
                 "batch_size, repeats and spread are at least 1 and time_limit is above 0, "
                 f"got {self.batch_size}, {self.repeats}, {self.spread} and {self.time_limit}"
             )
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels is at least 1, got {self.max_pixels}")
         if not 0 <= self.class_balance <= 1:
             raise ValueError(f"class_balance lies in [0, 1], got {self.class_balance}")
         if self.in_memory and self.workers:
@@ -95,7 +100,8 @@ class Data:
 
     def manifest(self) -> Manifest:
         """The list, read."""
-        return read_manifest(self.path, root=self.root, fold=self.fold, class_names=self.class_names)
+        found = read_manifest(self.path, root=self.root, fold=self.fold, class_names=self.class_names)
+        return replace(found, max_pixels=self.max_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

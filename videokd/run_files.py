@@ -161,6 +161,7 @@ class _Data(TypedDict):
     train_split: NotRequired[str | None]
     val_split: NotRequired[str | None]
     unlabelled_per_batch: NotRequired[int | None]
+    max_pixels: NotRequired[int]
 
 
 class _Teacher(TypedDict):

@@ -18,7 +18,7 @@ from videokd.run_files import read_run_file
 _STEP = "step"
 _OPERATION = ("audit", "preflight", "weak_teacher", "track", "checkpoint_every")
 _OPERATION_ON_MACHINE = ("device", "compile")
-_OPERATION_ON_DATA = ("on_bad_video", "workers", "time_limit")
+_OPERATION_ON_DATA = ("on_bad_video", "workers", "time_limit", "max_pixels")
 
 
 class RunFolder:

@@ -9,7 +9,7 @@ import torch
 from drawn_videos import DrawnVideo, number_in
 from PIL import Image
 
-from videokd.clips.backends import Backend, ImageFolderReader, PlannedReader, reader_of, require
+from videokd.clips.backends import Backend, PictureReader, PlannedReader, reader_of, require
 from videokd.clips.dataset import ClipDataset
 from videokd.clips.manifest import Manifest, Video
 from videokd.clips.pictures import Box, Cut
@@ -101,7 +101,7 @@ def pictures(tmp_path: Path) -> Video:
 
 def test_a_folder_of_pictures_is_a_video(pictures: Video) -> None:
     reader = reader_of(pictures, "decord")
-    assert isinstance(reader, ImageFolderReader)
+    assert isinstance(reader, PictureReader)
     index = reader.scan(pictures)
     assert (index.num_frames, index.height, index.width, index.fps) == (10, 24, 32, 25)
     whole, part, none = reader.read(pictures, [Cut([9, 1, 1]), Cut([0], Box(0, 0, 12, 16), 6), Cut([])], index=index)
@@ -114,7 +114,7 @@ def test_a_folder_of_pictures_is_a_video(pictures: Video) -> None:
 
 
 def test_wrong_folders_of_pictures_are_named(pictures: Video, tmp_path: Path) -> None:
-    reader = ImageFolderReader()
+    reader = PictureReader()
     with pytest.raises(VideoError, match="the list says 13 frames, the folder holds 12"):
         reader.scan(replace(pictures, frames=13))
     index = reader.scan(pictures)

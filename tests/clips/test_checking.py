@@ -111,7 +111,8 @@ def test_the_written_manifest_reads_back_with_its_table(folder: Path, tmp_path: 
     assert by_name["0.mp4"].frames == 6
     row = json.loads(out.read_text().splitlines()[0])
     assert list(row) == [
-        *("path", "label", "split", "group", "frames", "fps", "seconds", "width", "height", "rotation", "hash", "error")
+        *("path", "label", "split", "group", "frames", "fps", "seconds", "width", "height", "rotation"),
+        *("mirrored", "damaged", "hash", "error"),
     ]
     table = FrameTable.beside(out)
     assert table is not None
@@ -190,6 +191,7 @@ def test_folders_of_pictures_are_checked_picture_by_picture(tmp_path: Path) -> N
     found = checked(read_manifest(tmp_path / "list.txt"))
     assert found["good"].facts | {"hash": None} == {
         **{"frames": 12, "fps": 25.0, "seconds": 0.48, "width": 16, "height": 12, "rotation": 0},
+        **{"mirrored": False, "damaged": None},
         **{"hash": None, "error": None},
     }
     assert "the list says 5 frames, the folder holds 3" in found["short"].facts["error"]["reason"]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_videos import DrawnVideo
 
-from videokd.clips.reading import Access, VideoIndex
+from videokd.clips import table as table_module
+from videokd.clips.reading import Access, VideoIndex, scan
 from videokd.clips.table import FrameTable, index_of, row_of, table_path, write_table
 
 
@@ -95,3 +97,19 @@ def test_rows_are_read_from_a_map_and_not_loaded(tmp_path: Path) -> None:
     row = table.row("3")
     assert row is not None
     assert (private_pages() - before) * os.sysconf("SC_PAGE_SIZE") < 32e6  # the row of 128 MB that is asked for
+
+
+def test_a_table_of_the_former_format_is_used_for_packed_videos_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = DrawnVideo(name="video.mp4", num_frames=3).write(tmp_path)
+    former = dict(row_of(scan(path), num_bytes=5))
+    former["facts"] = np.delete(former["facts"], -2)  # it had no place for mirrored
+    with monkeypatch.context() as patch:
+        patch.setattr(table_module, "_FORMAT", "videokd frame table 1")
+        write_table(tmp_path / "old.frames", [("video.mp4", former)])
+    table = FrameTable(tmp_path / "old.frames")
+    assert table.index("video.mp4", num_bytes=5) is None
+    index = table.index("video.mp4", num_bytes=5, packed=True)
+    assert index is not None
+    assert (index.num_frames, index.mirrored) == (3, False)

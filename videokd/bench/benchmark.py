@@ -24,6 +24,7 @@ from videokd.bench.statistics import CLOCK_NAMES, Clock, seconds_a_call
 from videokd.bench.steps import step_contenders
 from videokd.bench.subjects import Party, Subject
 from videokd.bench.variants import Runner, Variant
+from videokd.clips.backends import is_video_file
 from videokd.clips.dataset import ClipDataset
 from videokd.clips.loader import batches
 from videokd.clips.manifest import Manifest
@@ -310,7 +311,8 @@ class _Job:
     def _ceilings(self) -> None:
         self._say("what this machine can do")
         precisions = ["fp32", "bf16", *(["fp16"] if self._device.type == "cuda" else [])]
-        files = [] if self._dataset is None else [one.path for one in self._dataset.videos[:4] if one.path.is_file()]
+        first = [] if self._dataset is None else self._dataset.videos[:4]
+        files = [video.path for video in first if is_video_file(video) and video.path.is_file()]
         self._limits = ceilings(self._device, precisions=precisions, files=files)
 
 

@@ -13,6 +13,7 @@ from videokd.bench.contenders import Contender
 from videokd.bench.results import Measurement, Round, Stage
 from videokd.bench.variants import Runner
 from videokd.clips import reading
+from videokd.clips.backends import is_video_file
 from videokd.clips.dataset import ClipDataset
 from videokd.clips.loader import batches, on_device
 from videokd.clips.manifest import Manifest
@@ -74,7 +75,7 @@ def loading(dataset: ClipDataset, *, clips: int, device: torch.device) -> list[C
     decoding and transforming are one thing, and are timed together as loading.
     """
     makers: dict[Stage, Callable[[ClipDataset, int], Callable[[], object]]] = {"load": _loads}
-    if dataset.backend == "pyav" and all(one.packed is None and not one.path.is_dir() for one in dataset.videos):
+    if dataset.backend == "pyav" and all(map(is_video_file, dataset.videos)):
         makers = {"decode": _decodes, "transform": _transforms, "load": _loads}
     found = [
         Contender(party="", stage=stage, variant="this process", clips=clips, make=partial(make, dataset, clips))

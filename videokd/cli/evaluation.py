@@ -1,6 +1,7 @@
 """`videokd evaluate`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from rich.progress import Progress
 from videokd.cli.options import CONSOLE, HowToRead, ListOptions, TrustOption
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest
+from videokd.clips.pictures import MAX_PIXELS
 from videokd.clips.views import ViewGrid
 from videokd.evaluate import FRAME_ORDERS, Average, Evaluation, FrameOrder
 from videokd.evaluate import evaluate as evaluate_model
@@ -221,7 +223,10 @@ def _list_of(folder: Path, videos: str | None, how: ListOptions) -> tuple[Manife
         return how.read(videos), how.fold
     if not (folder / "recipe.json").is_file():
         raise ValueError(f"{folder} has no recipe.json to take the list from: name one after it")
-    return own_list(folder), read_recipe(folder)["data"].get("fold") or 1
+    own = own_list(folder)
+    if how.max_pixels != MAX_PIXELS:
+        own = replace(own, max_pixels=how.max_pixels)
+    return own, read_recipe(folder)["data"].get("fold") or 1
 
 
 def _refuse_to_replace(folder: Path, manifest: Manifest, setting: Mapping[str, Any]) -> None:
@@ -267,6 +272,7 @@ def _teacher_of(folder: Path, teacher: Path | None, scored: Manifest) -> Predict
 def own_list(run: Path) -> Manifest:
     """Return the list that a run was made with."""
     data = read_recipe(run)["data"]
-    return read_manifest(
+    found = read_manifest(
         data["path"], root=data.get("root"), fold=data.get("fold") or 1, class_names=data.get("class_names")
     )
+    return replace(found, max_pixels=data.get("max_pixels", MAX_PIXELS))

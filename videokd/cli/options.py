@@ -1,7 +1,7 @@
 """What several commands take from the command line."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ import tyro
 
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import Manifest
+from videokd.clips.pictures import MAX_PIXELS
 from videokd.machine import terminal
 
 CONSOLE = terminal()
@@ -24,12 +25,15 @@ class ListOptions:
     """Which official split, of a set that has several."""
     class_names: Path | None = None
     """File with a class name a line, for lists whose labels are numbers."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels of a frame above which a video or picture is not read."""
 
     def read(self, videos: str, *, allow_leaks: bool = False) -> Manifest:
         """The list."""
-        return read_manifest(
+        found = read_manifest(
             videos, root=self.root, fold=self.fold, class_names=self.class_names, allow_leaks=allow_leaks
         )
+        return replace(found, max_pixels=self.max_pixels)
 
 
 TrustOption = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]

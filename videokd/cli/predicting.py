@@ -4,7 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,7 +75,7 @@ def predict(
 
     Args:
         model: Folder of a finished run, or of a model that was saved.
-        videos: Video files, and folders of them.
+        videos: Video files and pictures, and folders of them.
         listed: Folder or list of videos instead, in any form of data/README.md.
         how: How the list is read.
         split: Which split of the list; None takes every video.
@@ -183,7 +183,7 @@ def _format(format: Format | None, out: Path | None) -> Format:
 
 def _chosen(videos: Sequence[Path], listed: str | None, how: ListOptions, split: str | None) -> Manifest:
     if listed is None:
-        return find_videos(videos)
+        return replace(find_videos(videos), max_pixels=how.max_pixels)
     if videos:
         raise ValueError(f"name videos or a --list, not both: got {videos[0]} and {listed}")
     return how.read(listed).split(split)

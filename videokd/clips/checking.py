@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videokd.clips import table
-from videokd.clips.backends import reader_of
+from videokd.clips.backends import is_video_file, reader_of
 from videokd.clips.hashes import content_hash
 from videokd.clips.manifest import Manifest, Video, row_of, write_rows
-from videokd.clips.pictures import Cut
+from videokd.clips.pictures import MAX_PIXELS, Cut
 from videokd.clips.reading import VideoError, VideoIndex, decode_whole
 from videokd.clips.views import flip_sensitive
 from videokd.clips.workers import Workers
@@ -26,8 +26,12 @@ from videokd.interruption import deferred
 Depth = Literal["decode", "scan"]
 """Decode every frame of a video, or list its packets and decode the first frame."""
 
+_VERSION = 2
+"""Of what a check looks for: what an unfinished check of another version found is looked for again."""
+
 Facts = dict[str, Any]
-"""What was found out about a video: frames, fps, seconds, width, height, rotation, hash, error."""
+"""What was found out about a video: frames, fps, seconds, width, height, rotation, mirrored, damaged (how many frames
+the decoder flags), hash, error."""
 Columns = Mapping[str, NDArray[np.int64]]
 
 
@@ -42,7 +46,12 @@ class Checked:
 
 
 def check(
-    manifest: Manifest, *, depth: Depth, workers: int, time_limit: float, partial: Path | None = None
+    manifest: Manifest,
+    *,
+    depth: Depth,
+    workers: int,
+    time_limit: float,
+    partial: Path | None = None,
 ) -> Iterator[Checked]:
     """Checks the videos in parallel and yields them as they are done.
 
@@ -65,7 +74,7 @@ def check(
             waiting.append(video)
     if not waiting:
         return
-    with Workers(_Check(depth), workers=workers, time_limit=time_limit) as pool:
+    with Workers(_Check(depth, manifest.max_pixels), workers=workers, time_limit=time_limit) as pool:
         for video in waiting:
             pool.submit(video)
         while pool.pending:
@@ -164,22 +173,21 @@ def _files(number: int) -> str:
 class _Check:
     """What a worker does with a video."""
 
-    def __init__(self, depth: Depth) -> None:
-        self.depth = depth
+    def __init__(self, depth: Depth, max_pixels: int = MAX_PIXELS) -> None:
+        self.depth, self.max_pixels = depth, max_pixels
 
     def __call__(self, video: Video) -> tuple[Facts, Columns | None]:
-        reader, error, index, frames = reader_of(video), None, None, 0
+        reader = reader_of(video, max_pixels=self.max_pixels)
+        error, index, frames, damaged = None, None, 0, None
         try:
             index = reader.scan(video)
             frames = index.num_frames
         except VideoError as found:
             error = found
-        if self.depth == "decode" and video.packed is None and video.path.is_file():
-            frames, fault = decode_whole(video.path)
-            error = error or fault
-            if error is None and index is not None and frames != index.num_frames:
-                reason = f"{frames} of the {index.num_frames} frames that it lists decode"
-                error = VideoError(video.path, reason, "broken")
+        if self.depth == "decode" and is_video_file(video) and video.path.is_file():
+            decoded = decode_whole(video.path, index=index, max_pixels=self.max_pixels)
+            frames, damaged, index = decoded.num_frames, decoded.num_damaged, decoded.index
+            error = error or decoded.fault
         elif self.depth == "decode" and index is not None:
             try:
                 for number in range(index.num_frames):
@@ -189,13 +197,14 @@ class _Check:
         num_bytes = video.path.stat().st_size if video.path.is_file() else 0
         columns = None if index is None or error is not None else table.row_of(index, num_bytes=num_bytes)
         digest = content_hash(video.path)
-        return _facts(index=index, frames=frames, digest=digest, error=error), columns
+        return _facts(index=index, frames=frames, damaged=damaged, digest=digest, error=error), columns
 
 
 def _facts(
     *,
     index: VideoIndex | None = None,
     frames: int = 0,
+    damaged: int | None = None,
     digest: str | None = None,
     error: VideoError | None = None,
     kind: str | None = None,
@@ -207,6 +216,8 @@ def _facts(
         "width": index.width if index else None,
         "height": index.height if index else None,
         "rotation": index.rotation if index else None,
+        "mirrored": index.mirrored if index else None,
+        "damaged": damaged,
         "hash": digest,
         "error": {"kind": kind or error.fault, "reason": error.reason} if error else None,
     }
@@ -222,7 +233,14 @@ def _stamp(path: Path) -> list[int]:
 
 def _append(partial: Path, video: Video, depth: Depth, facts: Facts, columns: Columns | None) -> None:
     text = None if columns is None else table.to_text(columns)
-    line = {"path": video.id, "stamp": _stamp(video.path), "depth": depth, "facts": facts, "columns": text}
+    line = {
+        "version": _VERSION,
+        "path": video.id,
+        "stamp": _stamp(video.path),
+        "depth": depth,
+        "facts": facts,
+        "columns": text,
+    }
     with deferred(), open_to_append(partial) as file:
         file.write(f"{json.dumps(line)}\n".encode())
 
@@ -235,7 +253,7 @@ def _read_partial(partial: Path, depth: Depth) -> dict[str, dict[str, Any]]:
     if torn:
         write_text(partial, whole + "\n" if whole else "")
     rows = [json.loads(line) for line in whole.splitlines()]
-    return {row["path"]: row for row in rows if row["depth"] == depth}
+    return {row["path"]: row for row in rows if row["depth"] == depth and row.get("version") == _VERSION}
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videokd.clips import sampling, views
-from videokd.clips.backends import Backend, reader_of, require
+from videokd.clips.backends import Backend, Reader, is_video_file, reader_of, require
 from videokd.clips.manifest import Manifest, Video
-from videokd.clips.pictures import Box, Cut, cut_out, places, resized
+from videokd.clips.pictures import MAX_PIXELS, Box, Cut, cut_out, places, resized
 from videokd.clips.reading import Frames, VideoError, VideoIndex
 from videokd.clips.sound import read_sound, sound_start
 from videokd.clips.table import FrameTable
@@ -101,6 +101,7 @@ class ClipDataset(Dataset[Sample]):
         self.seed = seed
         self.backend: Backend = backend
         self.memory = memory
+        self.max_pixels = manifest.max_pixels
         self.short_side = max((spec.short_side for spec in self.specs.values()), default=1)
         # The first party is the student: its geometry places the box for all, so that all see the same place.
         self.crop_fraction = next((spec.crop_fraction for spec in self.specs.values()), 1.0)
@@ -168,7 +169,7 @@ class ClipDataset(Dataset[Sample]):
             VideoError: for a video that can't be read.
         """
         video = self.videos[index]
-        decoded = _InFile(video, video_index(video, self.table), self.backend, short_side=self.short_side)
+        decoded = self._in_file(video)
         look = self._look(index, view_number, decoded)
         wanted = [
             _Wanted(numbers, look.placement.box, self.specs[party].size) for party, numbers in look.numbers.items()
@@ -256,10 +257,14 @@ class ClipDataset(Dataset[Sample]):
 
     def _decoded(self, video: Video) -> "_Decoded":
         if self.memory is not None:
-            held = self.memory.read(video, short_side=self.short_side, table=self.table)
+            held = self.memory.read(video, short_side=self.short_side, table=self.table, max_pixels=self.max_pixels)
             return _InMemory(held)
-        index = video_index(video, self.table)
-        return _InFile(video, index, self.backend, short_side=self.short_side)
+        return self._in_file(video)
+
+    def _in_file(self, video: Video) -> "_InFile":
+        index = video_index(video, self.table, self.backend, max_pixels=self.max_pixels)
+        reader = reader_of(video, self.backend, max_pixels=self.max_pixels)
+        return _InFile(video, index, reader, short_side=self.short_side)
 
     def _may_flip(self, video: Video) -> bool:
         return all(self._flipped[self._class_numbers[name]] is not None for name in video.names)
@@ -287,14 +292,17 @@ class FrameMemory:
     def __init__(self) -> None:
         self._videos: dict[tuple[Path, str, int], Frames | VideoError] = {}
 
-    def read(self, video: Video, *, short_side: int, table: FrameTable | None = None) -> Frames:
+    def read(
+        self, video: Video, *, short_side: int, table: FrameTable | None = None, max_pixels: int = MAX_PIXELS
+    ) -> Frames:
         """All frames of a video; decoded at the first call. Raises its `VideoError` at every call."""
         key = (video.path, video.id, short_side)
         if key not in self._videos:
             try:
-                index = video_index(video, table)
+                index = video_index(video, table, max_pixels=max_pixels)
                 side = min(short_side, index.height, index.width)
-                (held,) = reader_of(video).read(video, [Cut(range(index.num_frames), size=side)], index=index)
+                reader = reader_of(video, max_pixels=max_pixels)
+                (held,) = reader.read(video, [Cut(range(index.num_frames), size=side)], index=index)
                 self._videos[key] = held
             except VideoError as error:
                 self._videos[key] = error
@@ -310,23 +318,25 @@ class FrameMemory:
         def hold(video: Video) -> None:
             # A broken video is raised, or counted, where its clip is asked for.
             with contextlib.suppress(VideoError):
-                self.read(video, short_side=dataset.short_side, table=dataset.table)
+                self.read(video, short_side=dataset.short_side, table=dataset.table, max_pixels=dataset.max_pixels)
 
         with ThreadPoolExecutor(threads) as pool:
             yield from pool.map(hold, dataset.videos)
 
 
-def video_index(video: Video, table: FrameTable | None) -> VideoIndex:
+def video_index(
+    video: Video, table: FrameTable | None, backend: Backend = "pyav", *, max_pixels: int = MAX_PIXELS
+) -> VideoIndex:
     """Where a video's frames are: from the table if it knows this very file, else from a scan, made once a process.
 
     Raises:
         VideoError: for a video that can't be read.
     """
     if table is not None and (num_bytes := file_bytes(video)) is not None:
-        known = table.index(video.id, num_bytes=num_bytes)
+        known = table.index(video.id, num_bytes=num_bytes, packed=video.packed is not None)
         if known is not None:
             return known
-    return _scan(video)
+    return _scan(video, backend, max_pixels)
 
 
 def centred_box(index: VideoIndex, spec: InputSpec) -> Box:
@@ -398,8 +408,7 @@ class _Decoded(Protocol):
 
 
 def _heard(video: Video, spec: SoundSpec, start: float) -> PartySound:
-    # Pictures in a folder make no sound.
-    samples = None if video.path.is_dir() else read_sound(video.path, spec, start=start)
+    samples = None if not is_video_file(video) else read_sound(video.path, spec, start=start)
     return {
         "samples": torch.zeros(spec.samples) if samples is None else samples,
         "start": torch.tensor(start, dtype=torch.float32),
@@ -410,14 +419,14 @@ def _heard(video: Video, spec: SoundSpec, start: float) -> PartySound:
 class _InFile:
     """A video whose frames are decoded when they are wanted, and cut on the way."""
 
-    def __init__(self, video: Video, index: VideoIndex, backend: Backend, *, short_side: int) -> None:
-        self._video, self.index, self._backend = video, index, backend
+    def __init__(self, video: Video, index: VideoIndex, reader: Reader, *, short_side: int) -> None:
+        self._video, self.index, self._reader = video, index, reader
         # A small video is enlarged once, after its crop, and not twice.
         self.nominal = _nominal(index, short_side)
         self.times = index.times
 
     def cut(self, wanted: Sequence[_Wanted]) -> list[Frames]:
-        return reader_of(self._video, self._backend).read(self._video, self.cuts(wanted), index=self.index)
+        return self._reader.read(self._video, self.cuts(wanted), index=self.index)
 
     def cuts(self, wanted: Sequence[_Wanted]) -> list[Cut]:
         """The same in pixels of the file."""
@@ -461,5 +470,5 @@ def _scaled(box: Box, nominal: tuple[int, int], stored: tuple[int, int]) -> Box:
 
 
 @lru_cache(maxsize=16384)
-def _scan(video: Video) -> VideoIndex:
-    return reader_of(video).scan(video)
+def _scan(video: Video, backend: Backend, max_pixels: int) -> VideoIndex:
+    return reader_of(video, backend, max_pixels=max_pixels).scan(video)

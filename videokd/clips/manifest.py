@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
+from videokd.clips.pictures import MAX_PIXELS
 from videokd.clips.splits import same_split
 from videokd.config import nearest
 from videokd.disk import write_text
@@ -96,6 +97,12 @@ class Manifest:
     classes: tuple[str, ...]
     has_splits: bool = True
     """False where the list names no splits, and a fifth of its groups (or videos) was made the test split."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels of a frame above which a video is refused when it is read."""
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels is at least 1, got {self.max_pixels}")
 
     @property
     def multi_label(self) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from videokd.clips import reading, table
-from videokd.clips.backends import reader_of
+from videokd.clips.backends import is_video_file, reader_of
 from videokd.clips.dataset import video_index
 from videokd.clips.hashes import part_hash
 from videokd.clips.manifest import Manifest, Packed, Video, row_of, write_rows
@@ -97,7 +97,9 @@ def pack(
     left = [video for video in manifest.videos if video.id not in done]
     for _ in range(len(manifest.videos) - len(left)):
         advance()
-    encoded = _encoded(left, _Encode(packing, FrameTable.beside(manifest.source)), workers, time_limit)
+    encoded = _encoded(
+        left, _Encode(packing, FrameTable.beside(manifest.source), manifest.max_pixels), workers, time_limit
+    )
     waiting = next(encoded, None)
     while waiting is not None:
         with _Shard(out, shard, packing) as tar:
@@ -118,19 +120,19 @@ def pack(
 class _Encode:
     """What a worker does with a video."""
 
-    def __init__(self, packing: Packing, known: FrameTable | None) -> None:
-        self._packing, self._known = packing, known
+    def __init__(self, packing: Packing, known: FrameTable | None, max_pixels: int) -> None:
+        self._packing, self._known, self._max_pixels = packing, known, max_pixels
 
     def __call__(self, video: Video) -> "_Encoded | str":
         try:
             if video.error is not None:
                 return video.error
-            index = video_index(video, self._known)
+            index = video_index(video, self._known, max_pixels=self._max_pixels)
             size = (index.height, index.width)
             if self._packing.short_side is not None:
                 size = resized(size, min(self._packing.short_side, *size))
             members = {"mp4": _mp4, "jpeg": _jpegs, "raw": _npy}[self._packing.format](
-                _pictures(video, index, size), index, size, self._packing.quality
+                _pictures(video, index, size, self._max_pixels), index, size, self._packing.quality
             )
         except VideoError as error:
             return error.reason
@@ -143,6 +145,7 @@ class _Encode:
             height=size[0],
             width=size[1],
             rotation=0,
+            mirrored=False,
             access="count",
         )
         if self._packing.format == "mp4":
@@ -152,15 +155,17 @@ class _Encode:
             ):
                 return "its frame times can't be kept in an mp4"
         facts = {"frames": here.num_frames, "fps": round(here.fps, 3), "seconds": round(here.seconds, 3)}
-        return _Encoded(members, here, facts | {"width": size[1], "height": size[0], "rotation": 0})
+        upright = {"width": size[1], "height": size[0], "rotation": 0, "mirrored": False, "damaged": 0}
+        return _Encoded(members, here, facts | upright)
 
 
-def _pictures(video: Video, index: VideoIndex, size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+def _pictures(video: Video, index: VideoIndex, size: tuple[int, int], max_pixels: int) -> Iterator[NDArray[np.uint8]]:
     """Every frame, upright, (H, W, 3)."""
-    if video.packed is None and video.path.is_file():
-        pictures = reading.walk(video.path, Cut(range(index.num_frames), size=size), index=index)
+    if is_video_file(video):
+        cut = Cut(range(index.num_frames), size=size)
+        pictures = reading.walk(video.path, cut, index=index, max_pixels=max_pixels)
     else:
-        reader = reader_of(video)
+        reader = reader_of(video, max_pixels=max_pixels)
         pictures = (
             reader.read(video, [Cut([number], size=size)], index=index)[0].frames[0]
             for number in range(index.num_frames)

@@ -150,17 +150,19 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
 
 def _side_data(frame: VideoFrame) -> list[SideData]:
+    side_data: Any  # iterates over values, though it is declared as a mapping
     try:
-        return list(iter(frame.side_data))
+        side_data = frame.side_data
     except ValueError:  # PyAV refuses all of it where FFmpeg knows a type that PyAV does not, such as EXIF
         known = {kind.value for kind in SideDataType}
         graph = Graph()
         chain = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))]
-        chain += [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(64) if kind not in known]
+        chain += [graph.add("sidedata", f"mode=delete:type={kind}") for kind in set(range(64)).difference(known)]
         chain.append(graph.add("buffersink"))
         graph.link_nodes(*chain).configure()
         graph.push(frame)
-        return list(iter(graph.pull().side_data))
+        side_data = graph.pull().side_data
+    return list(side_data)
 
 
 def orientation_of_matrix(matrix: NDArray[np.int32]) -> Orientation:

@@ -28,8 +28,8 @@ from av.video.stream import VideoStream
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from videokd.clips.pictures import MAX_PIXELS, Canvas, Cut, Orientation, orientation_of, turned
-from videokd.clips.video_file import Fault, Run, VideoError, VideoFile, opened
+from videokd.clips.pictures import MAX_PIXELS, Canvas, Cut, orientation_of, turned
+from videokd.clips.video_file import MOST_REORDERED, Fault, Run, VideoError, VideoFile, opened
 
 __all__ = [
     "Decoded",
@@ -76,9 +76,9 @@ class VideoIndex:
         return len(self.pts)
 
     @property
-    def orientation(self) -> Orientation:
-        """Rotation and mirroring of the first frame."""
-        return Orientation(self.rotation // 90, self.mirrored)
+    def max_pixels(self) -> int:
+        """A limit for those who read it later: its own size was within the limit of the scan."""
+        return max(MAX_PIXELS, self.height * self.width)
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -312,9 +312,6 @@ def decode_whole(path: str | Path, *, index: VideoIndex | None = None, max_pixel
 _IN_DECODING_ORDER = {"vp9", "av1", "libdav1d", "mjpeg", "ffv1"}
 """Those of them that show frames in the order in which they are decoded."""
 
-_MOST_REORDERED = 16
-"""Frames that H.264 and HEVC decoders can hold back at most."""
-
 _LONG_GAP = 16
 """Times the usual gap between frames."""
 
@@ -363,8 +360,9 @@ def _fits_decoding_order(index: VideoIndex, video: VideoFile) -> bool:
     """Whether the times of packets can be those of the frames that come out of the decoder.
 
     A decoder shows frames in an order of its own, whatever their times say. Seen without decoding is a frame that
-    would have to wait for, or overtake, more frames than the decoder can hold back, and a long gap in time that is
-    not one in decoding order. `decode_whole` sees all.
+    would have to wait for, or overtake, more frames than the decoder can hold back; and a long gap in time is doubted
+    that is not one in decoding order, or lies so near to an end that a single wrong time could make it.
+    `decode_whole` sees all.
     """
     order = index.packets  # (N,) the packet of each frame, in order of time
     decoder = video.stream.codec_context
@@ -377,14 +375,16 @@ def _fits_decoding_order(index: VideoIndex, video: VideoFile) -> bool:
     for number, place in enumerate(places.tolist()):
         overtaken[number] = sum(other > place for other in latest)
         heapq.heappush(latest, place)
-        if len(latest) > _MOST_REORDERED + 1:
+        if len(latest) > MOST_REORDERED + 1:
             heapq.heappop(latest)
     waiting = places - np.arange(len(places)) + overtaken  # how many are decoded after it and shown before it
     gaps = np.diff(index.pts)
     long = gaps > _LONG_GAP * np.median(gaps) if len(gaps) else np.zeros(0, dtype=bool)
     crossed = np.maximum.accumulate(order)[:-1] > np.minimum.accumulate(order[::-1])[::-1][1:]
-    depth = min(decoder.reorder_depth, _MOST_REORDERED)
-    return bool(overtaken.max() <= depth and waiting.max() <= _MOST_REORDERED and not (long & crossed).any())
+    near_end = np.minimum(np.arange(1, len(order)), np.arange(1, len(order))[::-1]) <= MOST_REORDERED
+    depth = min(decoder.reorder_depth, MOST_REORDERED)
+    doubtful = bool((long & (crossed | near_end)).any())
+    return bool(overtaken.max() <= depth and waiting.max() <= MOST_REORDERED) and not doubtful
 
 
 def _confirmed_by_decoding(listed: VideoIndex, video: VideoFile) -> VideoIndex:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from videokd.clips import reading
 from videokd.clips.manifest import Packed, Video, is_url
-from videokd.clips.pictures import Box, Canvas, Cut, cut_out, places
+from videokd.clips.pictures import MAX_PIXELS, Box, Canvas, Cut, cut_out, places
 from videokd.clips.reading import Frames, VideoError, VideoIndex
 from videokd.clips.table import FrameTable, index_of
 from videokd.disk import whole_file
@@ -27,6 +27,9 @@ from videokd.text import has_secret, redacted
 
 class ShardReader:
     """Reads a video of a packed set, in any of its formats."""
+
+    def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
+        self.max_pixels = max_pixels
 
     def scan(self, video: Video) -> VideoIndex:
         """From the set's frame table, which every packed set has."""
@@ -39,9 +42,14 @@ class ShardReader:
     def read(self, video: Video, cuts: Sequence[Cut], *, index: VideoIndex) -> list[Frames]:
         """Reads no more of the shard than the video, or than the frames where each can be found."""
         packed = _packed(video)
+        if index.height * index.width > self.max_pixels:
+            size = f"its frames have {index.width} x {index.height} pixels"
+            limit = f"the limit is {self.max_pixels:,} pixels (max_pixels)"
+            reason = f"{size}, and {limit}: raise it, make the video smaller, or drop it from the data set"
+            raise VideoError(video.path, reason, "too large")
         if packed.format == "mp4":
             data = _bytes(video, packed.offset, packed.size)
-            return reading.read_cuts(video.path, cuts, index=index, data=data)
+            return reading.read_cuts(video.path, cuts, index=index, data=data, max_pixels=self.max_pixels)
         found = []
         for cut, frames in zip(
             cuts, _jpeg(video, cuts, index) if packed.format == "jpeg" else _raw(video, cuts, index)
@@ -113,6 +121,8 @@ def _jpeg(video: Video, cuts: Sequence[Cut], index: VideoIndex) -> list[torch.Te
     decoder = CodecContext.create("mjpeg", "r")
     assert isinstance(decoder, VideoCodecContext)
     decoder.thread_count = 1
+    # All pictures have the index's size; FFmpeg adds margins to it when it allocates.
+    decoder.options = {"max_pixels": str(2 * index.height * index.width + (1 << 16))}
     for number in numbers:
         start, size = offsets[number].tolist()
         picture = data[start - first : start - first + size] if data else _bytes(video, packed.offset + start, size)
@@ -120,6 +130,8 @@ def _jpeg(video: Video, cuts: Sequence[Cut], index: VideoIndex) -> list[torch.Te
             (frame,) = decoder.decode(Packet(picture))
         except (FFmpegError, ValueError) as error:
             raise VideoError(video.path, f"frame {number} of its pictures does not decode", "broken") from error
+        if frame.is_corrupt:
+            raise VideoError(video.path, f"the decoder flags frame {number} of its pictures as damaged", "damaged")
         for canvas in canvases:
             canvas.paint(number, frame)
     return [canvas.frames() for canvas in canvases]

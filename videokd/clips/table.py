@@ -17,7 +17,9 @@ from videokd.clips.reading import Access, VideoIndex
 from videokd.disk import write_bytes
 
 Row = Mapping[str, NDArray[np.int64]]  # column -> (n,), as long as it needs to be
-_FORMAT = "videokd frame table 1"
+_FORMAT = "videokd frame table 2"
+_FORMER_FORMAT = "videokd frame table 1"
+"""Written before damaged frames, contradicting times and mirrored display were looked for."""
 
 
 class FrameTable:
@@ -34,7 +36,8 @@ class FrameTable:
                 header = file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is no frame table ({error}): make it again with `videokd data check`") from error
-        if header.get("format") != _FORMAT:
+        self._is_former = header.get("format") == _FORMER_FORMAT
+        if not self._is_former and header.get("format") != _FORMAT:
             raise ValueError(f"{path} is not a {_FORMAT!r}: make it again with `videokd data check`")
         try:
             self._columns = [str(column) for column in json.loads(header["columns"])]
@@ -63,9 +66,12 @@ class FrameTable:
             found[column] = self._file.get_slice(column)[start:end]
         return found
 
-    def index(self, video_id: str, *, num_bytes: int) -> VideoIndex | None:
-        """Where a video's frames are; None if that is not known of a file of this size."""
-        row = self.row(video_id)
+    def index(self, video_id: str, *, num_bytes: int, packed: bool = False) -> VideoIndex | None:
+        """Where a video's frames are; None if that is not known of a file of this size.
+
+        A table of the former format is right for packed videos alone: others have to be scanned again.
+        """
+        row = None if self._is_former and not packed else self.row(video_id)
         return None if row is None or row["facts"][-1] != num_bytes else index_of(row)
 
     def __reduce__(self) -> tuple[type["FrameTable"], tuple[Path]]:
@@ -94,7 +100,14 @@ def table_path(manifest: Path) -> Path:
 def row_of(index: VideoIndex, *, num_bytes: int) -> Row:
     """An index as columns; the size of its file tells later whether it still is that file."""
     facts = [index.last_ticks, index.time_base.numerator, index.time_base.denominator]
-    facts += [index.height, index.width, index.rotation, get_args(Access).index(index.access), num_bytes]
+    facts += [
+        index.height,
+        index.width,
+        index.rotation,
+        get_args(Access).index(index.access),
+        index.mirrored,
+        num_bytes,
+    ]
     return {
         "pts": index.pts,
         "packets": index.packets,
@@ -106,7 +119,7 @@ def row_of(index: VideoIndex, *, num_bytes: int) -> Row:
 
 def index_of(row: Row) -> VideoIndex:
     """The index that `row_of` wrote."""
-    last_ticks, numerator, denominator, height, width, rotation, access, _ = row["facts"].tolist()
+    last_ticks, numerator, denominator, height, width, rotation, access, *mirrored, _ = row["facts"].tolist()
     return VideoIndex(
         pts=row["pts"],
         packets=row["packets"],
@@ -118,6 +131,7 @@ def index_of(row: Row) -> VideoIndex:
         width=width,
         rotation=rotation,
         access=get_args(Access)[access],
+        mirrored=any(mirrored),  # the former format did not know of it
     )
 
 

@@ -46,7 +46,8 @@ class VideoError(ValueError):
         self.fault: Fault = fault
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}. Replace or re-encode the file, or drop it from the data set."
+        advice = "" if self.fault == "too large" else " Replace or re-encode the file, or drop it from the data set."
+        return f"{self.path}: {self.reason}.{advice}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ _SEEK_EXACTLY = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 
 _ONE_FRAME_A_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "mjpeg", "ffv1"}
 """Decoders whose every packet shows one frame; elsewhere (VP8's hidden frames, MPEG-4's empty ones) some do not."""
+
+MOST_REORDERED = 16
+"""Frames that are shown, at most, between one and a later one that it refers to; decoders hold back no more."""
 
 _QUICK_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm"}
 _QUICK_PROBE = {"probesize": "32", "skip_frame": "all"}
@@ -162,7 +166,8 @@ class VideoFile:
 
     def _too_large(self, width: int, height: int) -> VideoError:
         what = f"its frames have {width} x {height} pixels" if width and height else "a frame is larger than allowed"
-        reason = f"{what}, and the limit is {self._max_pixels:,} pixels (max_pixels): raise it to read such a video"
+        limit = f"the limit is {self._max_pixels:,} pixels (max_pixels)"
+        reason = f"{what}, and {limit}: raise it, make the video smaller, or drop it from the data set"
         return VideoError(self.path, reason, "too large")
 
     def decode_all(self) -> Iterator[VideoFrame]:
@@ -199,8 +204,8 @@ class VideoFile:
     def undamaged(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
         """The same frames, up to one that the decoder flags as corrupt.
 
-        A frame may be predicted from one that is shown after it, and only that one is flagged: each frame is handed
-        out when those have come that the decoder could hold back behind it.
+        A frame may be predicted from one that is shown after it, and only that one is flagged. Where the decoder
+        reorders frames, each is handed out when so many have come after it that none is left that it refers to.
 
         Raises:
             VideoError: at a flagged frame.
@@ -216,11 +221,11 @@ class VideoFile:
             if frame is None:
                 break
             if frame.is_corrupt:
-                at = "" if frame.time is None else f" at {frame.time:.2f} s"
+                at = "" if frame.pts is None else f" at {frame.time:.2f} s"
                 reason = f"the decoder flags a frame{at} as damaged, and those after it may be wrong"
                 raise VideoError(self.path, reason, "damaged")
             held.append(frame)
-            while len(held) > self.stream.codec_context.reorder_depth:
+            if len(held) > (MOST_REORDERED if self.stream.codec_context.has_b_frames else 0):
                 yield held.popleft()
         yield from held
 

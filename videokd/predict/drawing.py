@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from videokd.clips.backends import is_picture
 from videokd.clips.container import open_container
 from videokd.clips.pictures import Cut
 from videokd.clips.reading import VideoError, VideoIndex, walk
@@ -71,6 +72,8 @@ def draw(
         OSError: if the copy can't be written.
     """
     check_copy(path, out)
+    if is_picture(path):
+        raise VideoError(path, "it is a still image, and captions are drawn on video files alone")
     try:
         with (
             open_container(path) as source,
@@ -138,7 +141,7 @@ def _drawn(
     ticks = [*np.diff(index.pts).tolist(), index.last_ticks]
     write, convert = _Writer(height=height, width=width), VideoReformatter()
     cut = Cut(range(index.num_frames), size=(height, width))
-    for number, picture in enumerate(walk(path, cut, index=index)):
+    for number, picture in enumerate(walk(path, cut, index=index, max_pixels=index.max_pixels)):
         seconds = float((index.pts[number] - index.pts[0]) * index.time_base)
         pixels = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
         write(pixels, caption(seconds), seconds)

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from videokd.clips.backends import is_video_file
 from videokd.clips.dataset import centred_box
 from videokd.clips.manifest import Video
 from videokd.clips.pictures import Cut
@@ -143,8 +144,8 @@ def timeline(
     spec = model.input
     if not isinstance(spec, InputSpec) or not model.has_logits:
         raise ValueError(f"a timeline needs a model that tells classes apart by what it sees: {type(model).__name__}")
-    if video.packed is not None or video.path.is_dir():
-        raise VideoError(video.path, "a timeline is made of video files, not of packed videos or pictures in a folder")
+    if not is_video_file(video):
+        raise VideoError(video.path, "a timeline is made of video files, not of packed videos or still images")
     windows = place_windows(index, spec, options, model=type(model).__name__)
     clips = _clips(video, index, spec, windows)
     device = model.device
@@ -247,7 +248,7 @@ def _clips(
         raise VideoError(video.path, str(error), "broken") from error
     shown = np.unique(np.concatenate(numbers)).tolist()
     cut = Cut(shown, centred_box(index, spec), (spec.size, spec.size))
-    pictures = zip(shown, walk(video.path, cut, index=index))
+    pictures = zip(shown, walk(video.path, cut, index=index, max_pixels=index.max_pixels))
     # The earliest frame that this or any later window shows: those before it can go.
     needed = np.minimum.accumulate([one.min() for one in reversed(numbers)])[::-1]
     held: dict[int, Tensor] = {}

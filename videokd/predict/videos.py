@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from videokd.clips.backends import IMAGE_SUFFIXES
 from videokd.clips.dataset import ClipDataset, video_index
 from videokd.clips.manifest import Manifest, Video
 from videokd.clips.reading import VideoError, VideoIndex
@@ -42,10 +43,11 @@ class VideoPredictions:
 
 
 def find_videos(paths: Sequence[Path]) -> Manifest:
-    """The videos at these paths, without classes: files as they are named, folders with all the videos below them.
+    """The videos at these paths, without classes: files as they are named, folders with all the videos and still images
+    below them.
 
     Raises:
-        ValueError: if no path is given, or a folder holds no video.
+        ValueError: if no path is given, or a folder holds neither.
     """
     if not paths:
         raise ValueError("name a video, a folder of videos, or a list (--list)")
@@ -56,7 +58,9 @@ def find_videos(paths: Sequence[Path]) -> Manifest:
             continue
         inside = sorted(file for file in path.rglob("*") if _is_video(file.relative_to(path)) and file.is_file())
         if not inside:
-            raise ValueError(f"{path} holds no video ({' '.join(VIDEO_SUFFIXES)})")
+            raise ValueError(
+                f"{path} holds no video ({' '.join(VIDEO_SUFFIXES)}) or picture ({' '.join(IMAGE_SUFFIXES)})"
+            )
         found |= dict.fromkeys(inside)
     return Manifest(Path("the command line"), tuple(Video(id=str(path), path=path) for path in found), ())
 
@@ -133,7 +137,7 @@ def readable_videos(videos: Manifest, on_bad_video: OnBadVideo) -> tuple[dict[Vi
         try:
             if video.error is not None:
                 raise VideoError(video.path, video.error)
-            found[video] = video_index(video, table)
+            found[video] = video_index(video, table, max_pixels=videos.max_pixels)
         except VideoError as error:
             if on_bad_video == "error":
                 raise
@@ -148,4 +152,4 @@ def probabilities(logits: Tensor, *, several_labels: bool) -> Tensor:
 
 def _is_video(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix.lower() in VIDEO_SUFFIXES and not hidden
+    return path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and not hidden
