@@ -346,7 +346,7 @@ def measured(stage: str, seconds: float, *, party: str = "", variant: str = "thi
             0.4,
             0.1,
             "cpu",
-            ["One process loads 10.0 clips/s, and student (eager) looks at 40.0 clips/s: loading is"],
+            ["One process loads 10.0 clips/s, and student (eager) runs 40.0 clips/s (wall): loading is"],
         ),
         (0.1, 0.4, "cpu", ["the network is the limit"]),
         (0.4, 0.2, "cuda", ["loading is the limit", "It takes 2 workers to keep it busy"]),

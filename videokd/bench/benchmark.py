@@ -205,7 +205,7 @@ class _Job:
                 "clocks": {
                     "clips/s, single calls, first call, stages, ceilings": CLOCK_NAMES["wall"],
                     "seconds a call, ratios, comparisons, yardstick": CLOCK_NAMES[self._clock],
-                    "loading, end to end": CLOCK_NAMES["wall"],
+                    "all that has workers": CLOCK_NAMES["wall"],
                 },
                 "tf32": plan.tf32 if self._device.type == "cuda" else None,
                 "threads": torch.get_num_threads(),
@@ -329,7 +329,7 @@ def bounds(results: Results) -> list[str]:
     looks, reads = _rate(inference), _rate(loads[0])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     said = [
-        f"One process loads {reads:.1f} clips/s, and {party} ({inference.variant}) looks at {looks:.1f} clips/s: "
+        f"One process loads {reads:.1f} clips/s, and {party} ({inference.variant}) runs {looks:.1f} clips/s (wall): "
         + ("loading is the limit" if reads < looks else "the network is the limit, if it is alone on the machine")
         + "."
     ]

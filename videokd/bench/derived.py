@@ -21,8 +21,6 @@ STUDENT = "student"
 Summaries = Mapping[str, Summary]
 """By the names of the measurements; those that failed are not among them."""
 
-_WORKERS: tuple[Stage, ...] = ("load", "end to end")
-"""Others than this process may do the work: its own seconds don't count there."""
 _WAITING: tuple[Stage, ...] = ("decode", "load", "copy", "end to end", "stored step")
 """They read files, or wait for a device."""
 _HALF = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "half": "fp16"}
@@ -63,10 +61,11 @@ class Limit:
 
 
 def clock_of(results: Results, measurement: Measurement) -> Clock:
-    """The seconds that count: the benchmark's, or wall time where other processes work too or the device does not."""
+    """The seconds that count, here as in comparisons: the benchmark's, or wall time where other processes worked too or
+    the device did not."""
     clock: Clock = results.setting.get("clock", "wall")
     elsewhere = clock == "device" and any(one.device is None for one in measurement.rounds)
-    return "wall" if elsewhere or measurement.stage in _WORKERS else clock
+    return "wall" if elsewhere or any(one.yardstick is None for one in measurement.rounds) else clock
 
 
 def summaries(results: Results) -> dict[str, Summary]:
@@ -249,6 +248,8 @@ SPEED_COLUMNS = (
     "× real time (wall)",
 )
 """Milliseconds a call and "× slower" are by the clock that counts: of `clock_of`, which stands beside them."""
+WALL = tuple(number for number, column in enumerate(SPEED_COLUMNS) if not number or "(wall)" in column)
+"""Of these columns, those by the wall clock alone, with the first."""
 
 
 def speed_rows(results: Results) -> list[tuple[str, ...]]:
@@ -292,10 +293,9 @@ def _tail(one: Measurement, said: Summary, name: Literal["p50", "p95", "p99"]) -
     seconds: float = getattr(said, name)
     if not math.isnan(seconds):
         return _figures(1000 * seconds)
-    calls = len(one.latencies)
-    if not calls:
+    if not one.latencies:
         return f"{NOT_MEASURED}single calls were not timed"
-    return f"{NOT_MEASURED}{calls} calls were timed, and it takes {FEWEST_CALLS[name]}"
+    return f"{NOT_MEASURED}fewer than {FEWEST_CALLS[name]} calls were timed"
 
 
 def _slower(results: Results, one: Measurement) -> str:

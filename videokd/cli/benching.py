@@ -15,6 +15,7 @@ from videokd.bench.derived import (
     NETWORK_COLUMNS,
     SPEED_COLUMNS,
     STAGE_COLUMNS,
+    WALL,
     footnotes,
     network_rows,
     speed_rows,
@@ -136,7 +137,12 @@ def _hand_out(results: Results, out: Path) -> None:
     networks, speeds = network_rows(results), speed_rows(results)
     numbered, reasons = footnotes([*networks, *speeds])
     CONSOLE.print(terminal_table(NETWORK_COLUMNS, numbered[: len(networks)], title=results.subject))
-    CONSOLE.print(terminal_table(SPEED_COLUMNS, numbered[len(networks) :]))
+    others = (0, *(number for number in range(len(SPEED_COLUMNS)) if number not in WALL))
+    titles = {WALL: "all by the wall clock", others: "by the clock that is compared; memory and answers"}
+    for numbers, title in titles.items():
+        rows = [[row[number] for number in numbers] for row in numbered[len(networks) :]]
+        heads = [SPEED_COLUMNS[number].removesuffix(" (wall)") for number in numbers]
+        CONSOLE.print(terminal_table(heads, rows, title=title))
     for reason in reasons:
         CONSOLE.print(reason, highlight=False)
     if stages := stage_rows(results):
