@@ -209,7 +209,7 @@ class SpatialAttention(_Attention):
         """Mean over the clips' aligned steps and places."""
         of_student, of_teacher = (_energy(one, self.power) for one in _sides(self, student, teacher))
         aligned = align_maps(of_student, of_teacher)
-        attended = (unit(one.flatten(2)) for one in (aligned.student, aligned.teacher))
+        attended = (unit_squares(one.flatten(2)) for one in (aligned.student, aligned.teacher))
         one, other = attended
         return mean_over_shared((one - other).square().mean(dim=2), aligned.shared)
 
@@ -226,7 +226,7 @@ class TemporalAttention(_Attention):
         of_student, of_teacher = (_energy(one, self.power) for one in _sides(self, student, teacher))
         aligned = align_in_time(of_student, of_teacher)
         sides = (part.squeeze(2) for part in (aligned.student, aligned.teacher))
-        one, other = (unit(side if aligned.shared is None else side * aligned.shared) for side in sides)
+        one, other = (unit_squares(side if aligned.shared is None else side * aligned.shared) for side in sides)
         return mean_over_shared((one - other).square(), aligned.shared)
 
 
@@ -332,6 +332,15 @@ def clip_vectors(outputs: Outputs | None, tap: str) -> Tensor:
 def unit(vectors: Tensor) -> Tensor:
     """Of length 1 in the last dimension; near zero, with a gradient that stays finite."""
     return F.normalize(vectors.float(), dim=-1, eps=1e-5)
+
+
+def unit_squares(rows: Tensor) -> Tensor:
+    """Return rows (..., C) of products or powers of features, of length 1; rows of zeros as they are.
+
+    `unit` takes vectors shorter than 1e-5 for zero, which the squares of features of 1e-3 are.
+    """
+    largest = rows.detach().abs().amax(dim=-1, keepdim=True)
+    return unit(rows / torch.where(largest > 1e-20, largest, 1.0))
 
 
 def _sides(loss: FrameLoss | _MapLoss, student: Outputs, teacher: Outputs | None) -> tuple[FeatureMap, FeatureMap]:

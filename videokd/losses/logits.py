@@ -1,5 +1,6 @@
 """Losses on logits."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -295,13 +296,12 @@ class DIST(Loss):
         mine, theirs = gathered(logits_of(student)), gathered(logits_of(teacher))
         if not len(mine):
             return 0 * logits_of(student).sum()
-        of_student, of_teacher = ((one / self.temperature).softmax(dim=1) for one in (mine, theirs))
-        found = self.beta * (1 - _correlation(of_student, of_teacher).mean())
+        # In double precision: the classes of a sure teacher differ by less than fp32 resolves next to 1.
+        of_student, of_teacher = ((logits.double() / self.temperature).log_softmax(dim=1) for logits in (mine, theirs))
+        loss = self.beta * (1 - _correlation(of_student, of_teacher).mean())
         if len(mine) >= self.min_clips:
-            # In units of the class's mean: a class that is never likely is compared as well as the others.
-            rows = (one.T / one.mean(dim=0)[:, None].clamp(min=1e-30) for one in (of_student, of_teacher))
-            found = found + self.gamma * (1 - _correlation(*rows).mean())
-        return found * self.temperature**2
+            loss = loss + self.gamma * (1 - _correlation(of_student.T, of_teacher.T).mean())
+        return (loss * self.temperature**2).float()
 
 
 AUTO_CONFIDENCE = 0.6
@@ -374,7 +374,19 @@ def _against_others(logits: Tensor, others: Tensor, true: Tensor) -> Tensor:
     return torch.cat([logits.gather(1, true[:, None]), others.logsumexp(dim=1, keepdim=True)], dim=1)
 
 
-def _correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's, of the rows."""
-    one, other = (F.normalize(rows - rows.mean(dim=1, keepdim=True), dim=1, eps=1e-5) for rows in (one, other))
-    return (one * other).sum(dim=1)
+def _correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Pearson's correlation of the rows of two tables of log-probabilities (R, N), double precision: (R,).
+
+    0 where a row is constant, for which it is not defined.
+    """
+    return (_standard_rows(student) * _standard_rows(teacher)).sum(dim=1)
+
+
+def _standard_rows(log_probabilities: Tensor) -> Tensor:
+    """Rows of probabilities, centred and of length 1; shorter where they differ by less than the logits' rounding."""
+    mean = (log_probabilities.logsumexp(dim=1, keepdim=True) - math.log(log_probabilities.shape[1])).exp()
+    # Probabilities over their mean: no row is so small that its squares underflow.
+    centred = log_probabilities.softmax(dim=1) * log_probabilities.shape[1] - 1
+    # A change of the logits by 1e-6 changes a probability p by p * (1 - p) * 1e-6.
+    resolution = (1e-6 * (1 - mean.detach())).clamp(min=1e-14)
+    return centred / torch.maximum(centred.norm(dim=1, keepdim=True), resolution)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from videokd.contracts import UNLABELLED, Outputs
 from videokd.losses.connectors import Connector, Linear
-from videokd.losses.features import clip_vectors, unit
+from videokd.losses.features import clip_vectors, unit, unit_squares
 from videokd.losses.gather import gathered
 from videokd.losses.logits import divergence
 from videokd.losses.loss import Bank, Loss, Pair, above_zero, at_least
@@ -104,7 +104,7 @@ class SP(_ClipRelation):
         vectors = self.both(student, teacher)
         if vectors is None:
             return nothing(student, self.student_tap)
-        one, other = (unit(side @ side.T) for side in vectors)
+        one, other = (unit_squares(side @ side.T) for side in vectors)
         return (one - other).square().mean()
 
 
