@@ -13,7 +13,8 @@ from videokd.clips.synthetic import draw, write_clip
 from videokd.clips.table import write_table
 from videokd.disk import open_to_append, whole_file, write_bytes, write_text
 from videokd.models import CompactShift, save_model
-from videokd.store import ShardWriter, _write_if_new
+from videokd.store import _write_if_new
+from videokd.stored_shards import ShardWriter
 
 if sys.platform == "win32":
     pytest.skip("links and modes as POSIX has them", allow_module_level=True)

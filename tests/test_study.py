@@ -424,7 +424,9 @@ def test_a_run_that_fails_is_named(drawn_set: Path, tmp_path: Path) -> None:
 def test_every_list_is_a_fold_with_a_teacher_of_its_own(drawn_set: Path, tmp_path: Path) -> None:
     assert main(["data", "folds", str(drawn_set), "--k", "2", "--val", "0", "--out", str(tmp_path / "folds")]) == 0
     lists = tuple(str(tmp_path / "folds" / f"fold{number}.jsonl") for number in (1, 2))
-    plan = replace(tiny(drawn_set), lists=lists, arms=("untrained_teacher",), seeds=2, first_seed=3)
+    plan = replace(
+        tiny(drawn_set), lists=lists, arms=("untrained_teacher",), seeds=2, first_seed=3, weak_teacher="warn"
+    )
     found = study(plan, tmp_path / "out", console=QUIET)
     assert found["teacher"]["runs"] == ["fold1/teacher", "fold2/teacher"]
     assert found["arms"]["alone"]["pairs"] == [[1, 3], [1, 4], [2, 3], [2, 4]]

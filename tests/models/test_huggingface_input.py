@@ -187,10 +187,17 @@ def test_older_files_mean_what_the_processor_of_their_model_makes_of_them(
     assert (spec.resize, spec.crop_fraction, spec.size) == (resize, fraction, 224)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"size": NaN}'])
-def test_damaged_preprocessor_files_are_named(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"preprocessor_config\.json has to hold a JSON object, and holds a list"),
+        ("{", r"preprocessor_config\.json is "),
+        ('{"size": NaN}', "its size is nan, and should be pixels"),
+    ],
+)
+def test_damaged_preprocessor_files_are_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"preprocessor_config\.json is "):
+    with pytest.raises(ValueError, match=message):
         preprocessing(str(tmp_path), frames=8, size=224)
 
 
