@@ -76,6 +76,18 @@ def read_object(path: Path, form: Any = dict[str, Any], *, remedy: str = "") -> 
     return found
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file with one in each line.
+
+    Raises:
+        ValueError: naming file and line, for a line that is no JSON object.
+        OSError: if the file can't be read.
+    """
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    places = ((f"{path}:{number}", line) for number, line in lines)
+    return [as_object(parse_json(line, source=where), source=where) for where, line in places]
+
+
 def parse_json(text: bytes | str, *, source: object) -> Any:
     """Return what JSON text holds.
 

@@ -24,7 +24,7 @@ from videokd.clips.hashes import ContentHashes
 from videokd.config import differing_fields, nearest, to_plain
 from videokd.contracts import FeatureMap, Grid, Outputs
 from videokd.disk import whole_file
-from videokd.json_files import parse_json, read_object
+from videokd.json_files import parse_json, read_lines, read_object
 from videokd.models import Model
 from videokd.records import Contents, StoredType, spread
 from videokd.stored_shards import HEADER, check_shards, facts_path, mapped, missing_shards, shard_clips, shard_path
@@ -241,7 +241,7 @@ class StoredOutputs:
         self._starts = np.array([clips.start * self.views for clips in ranges])
         self._shards = [mapped(path, layout, len(clips) * self.views) for path, clips in zip(paths, ranges)]
         check_shards(paths)
-        made = [json.loads(facts_path(path).read_text(encoding="utf-8")) for path in paths]
+        made = [read_object(facts_path(path)) for path in paths]
         self.invalid: frozenset[int] = frozenset(
             int(start) + row for one, start in zip(made, self._starts) for row in one["invalid"]
         )
@@ -409,7 +409,7 @@ def _refuse_differences(
         return
     said = _described(differing or {"fields": (stored["fields"], now["fields"])})
     if "clips.sha256" in differing and (folder / CLIPS).is_file():
-        before = [json.loads(line) for line in (folder / CLIPS).read_text(encoding="utf-8").splitlines()]
+        before = read_lines(folder / CLIPS)
         said += "".join(f"; clip {one}" for one in other_clips(before, clips)[:3])
     raise ValueError(f"{folder} holds outputs of something else: {said}. Name another --out")
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from videokd.clips.hashes import changed_ns, is_settled
 from videokd.disk import open_to_append, write_text
+from videokd.json_files import read_json
 from videokd.records import VALID
 
 HEADER = "header.json"
@@ -138,7 +139,7 @@ def fault_of(shard: Path) -> str | None:
     """
     path = facts_path(shard)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         checksum, invalid = facts["checksum"], facts["invalid"]
         if not (isinstance(checksum, str) and isinstance(invalid, list) and isinstance(facts["precision"], str)):
             raise ValueError

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Literal, Protocol
 
 from videokd.disk import write_text
+from videokd.json_files import read_object
 from videokd.text import redacted
 
 Track = Literal["tensorboard", "wandb", "mlflow"]
@@ -259,8 +260,7 @@ _ADVICE: dict[Track, str] = {
 
 def _read_ids(folder: Path) -> dict[str, str]:
     path = folder / "tracking.json"
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    return read_object(path, dict[str, str]) if path.is_file() else {}
 
 
 def _leaves(plain: Any, path: str = "") -> dict[str, Any]:

@@ -90,16 +90,12 @@ def test_class_names_that_may_mean_two_things_are_refused(tmp_path: Path, names:
 
 @pytest.mark.parametrize(
     ("name", "header"),
-    [("list.csv", "path;label;split"), ("list.tsv", "path\tlabel\tsplit"), ("list.csv", "Path,label")],
+    [("list.csv", "path;label;split"), ("list.tsv", "path\tlabel\tsplit"), ("list.csv", "Path,LABEL,Split")],
 )
 def test_a_header_may_have_any_separator(tmp_path: Path, name: str, header: str) -> None:
     separator = header[4]
     (tmp_path / name).write_text(f"{header}\na b.mp4{separator}jump{separator}val\n")
-    if header.startswith("P"):
-        with pytest.raises(ValueError, match=r"line 1 has no column 'path' \(it has Path, label\)"):
-            read_manifest(tmp_path / name)
-    else:
-        assert rows(read_manifest(tmp_path / name)) == [("a b.mp4", "jump", "val")]
+    assert rows(read_manifest(tmp_path / name)) == [("a b.mp4", "jump", "val")]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +213,9 @@ def test_kinetics_files_are_found_in_the_usual_places(tmp_path: Path) -> None:
         (tmp_path / "videos" / place).touch()
     manifest = read_manifest(tmp_path / "validate.csv", root=tmp_path / "videos")
     assert rows(manifest) == [
-        (places[0], "testifying", "validate"),
-        (places[1], "eating spaghetti", "validate"),
-        ("--4-0ihtnBU_000058_000068.mp4", "dribbling basketball", "validate"),  # not to be had: the loader says so
+        (places[0], "testifying", "val"),
+        (places[1], "eating spaghetti", "val"),
+        ("--4-0ihtnBU_000058_000068.mp4", "dribbling basketball", "val"),  # not to be had: the loader says so
     ]
     assert manifest.classes == ("dribbling basketball", "eating spaghetti", "testifying")
     (tmp_path / "test.csv").write_text("youtube_id,time_start,time_end,split\n--0l35AkU68,12,22,test\n")
@@ -229,7 +225,7 @@ def test_kinetics_files_are_found_in_the_usual_places(tmp_path: Path) -> None:
         read_manifest(tmp_path / "k400.csv")
     for row in ("yoga,abc,1,11,train,0,more", "yoga,,1,11,train,0"):
         (tmp_path / "k400.csv").write_text(f"label,youtube_id,time_start,time_end,split,is_cc\n{row}\n")
-        with pytest.raises(ValueError, match=r"k400\.csv: line 2 does not fill the columns"):
+        with pytest.raises(ValueError, match=r"k400\.csv: line 2 does not have the 6 columns"):
             read_manifest(tmp_path / "k400.csv")
 
 
@@ -351,7 +347,7 @@ def test_something_something(tmp_path: Path, prefix: str) -> None:
     assert manifest.classes == tuple(labels)
     assert rows(manifest) == [
         ("78687.webm", "Holding something next to something", "train"),
-        ("74225.webm", "Moving something up", "validation"),
+        ("74225.webm", "Moving something up", "val"),
         ("1420.webm", None, "test"),
     ]
     assert manifest.videos[0].path == tmp_path / "videos" / "78687.webm"
@@ -363,7 +359,7 @@ def test_something_something(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ValueError, match=r"entry 1 of validation\.json has the template 'Moving something sideways'"):
         read_manifest(tmp_path)
     (tmp_path / f"{prefix}train.json").write_text('[\n{"id": "1",\n]')
-    with pytest.raises(ValueError, match=r"train\.json: line 3 is not JSON"):
+    with pytest.raises(ValueError, match=r"train\.json is not JSON: .* line 3"):
         read_manifest(tmp_path)
     for wrong in ('["id"]', '[{"id": "1"}]'):
         (tmp_path / f"{prefix}train.json").write_text(wrong)

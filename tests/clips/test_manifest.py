@@ -117,12 +117,13 @@ def test_json_lines_come_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("list.csv", "path,class\na.mp4,x\n", r"list.csv: line 1 has no column 'label' \(it has path, class\)"),
+        ("list.csv", "path,verb\na.mp4,x\n", r"list.csv: line 1 has no column 'label' \(it has path, verb\)"),
         ("list.csv", "path,label\na.mp4,x\nb.mp4\n", r"list.csv: line 3 does not have the 2 columns"),
         ("list.csv", "path,label\na.mp4,x,more\n", r"list.csv: line 2 does not have the 2 columns"),
         ("list.csv", "path,label\n", "holds no video"),
         ("list.csv", "path,label\na.mp4,x\na.mp4,y\n", "lists a.mp4 twice"),
-        ("list.jsonl", '{"path": "a.mp4", "label": "x"}\nnot json\n', "list.jsonl: line 2 is not an object"),
+        ("list.jsonl", '{"path": "a.mp4", "label": "x"}\nnot json\n', "list.jsonl: line 2: it is not JSON"),
+        ("list.jsonl", "[" * 100000, "list.jsonl: line 1: it is nested too deeply"),
         ("list.jsonl", '{"path": "a.mp4"}\n', "list.jsonl: line 1 is not an object with path and label"),
         ("list.yaml", "a.mp4 0\n", "is not a folder or a list"),
         ("train.json", "[]", "is not a folder or a list .*: name its folder"),

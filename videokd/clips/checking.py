@@ -22,6 +22,7 @@ from videokd.clips.views import flip_sensitive
 from videokd.clips.workers import Workers
 from videokd.disk import open_to_append, write_text
 from videokd.interruption import deferred
+from videokd.json_files import parse_json
 
 Depth = Literal["decode", "scan"]
 """Decode every frame of a video, or list its packets and decode the first frame."""
@@ -252,7 +253,7 @@ def _read_partial(partial: Path, depth: Depth) -> dict[str, dict[str, Any]]:
     whole, _, torn = partial.read_text(encoding="utf-8").rpartition("\n")
     if torn:
         write_text(partial, whole + "\n" if whole else "")
-    rows = [json.loads(line) for line in whole.splitlines()]
+    rows = [parse_json(line, source=f"{partial}:{number}") for number, line in enumerate(whole.splitlines(), start=1)]
     return {row["path"]: row for row in rows if row["depth"] == depth and row.get("version") == _VERSION}
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from videokd.clips.labels import is_missing, label_of
 from videokd.clips.manifest import Video
@@ -121,6 +122,34 @@ def header_rows(path: Path, separator: str, notes: Notes) -> Iterator[tuple[str,
     names = [re.sub(r"[\s-]+", "_", name.lower()) for name in table.names]
     for where, fields in table.rows:
         yield where, dict(zip(names, fields, strict=True))
+
+
+def named_keys(row: dict[str, Any], notes: Notes) -> dict[str, Any]:
+    """Return an object of a list as JSON lines with its keys called path, label, split and group.
+
+    Keys of these names are taken as they are; where one is missing, a usual name for it is, in any case.
+
+    Raises:
+        ValueError: if several keys may be the one that is missing.
+    """
+    renamed = {}
+    for role, names in (("path", (*_PATHS, *_FILES)), ("label", _LABELS), ("split", _SPLITS), ("group", _GROUPS)):
+        if role in row:
+            continue
+        keys = [key for key in row if _squashed(key) in names]
+        if role == "path":
+            keys = [key for key in keys if str(row[key]).lower().endswith(MEDIA_SUFFIXES)]
+        elif role == "split":
+            keys = [key for key in keys if usual_split(str(row[key]))]
+        keys = [key for key in keys if _squashed(key) == role] or keys
+        if len(keys) > 1:
+            raise ValueError(
+                f"the keys {' and '.join(map(repr, keys))} may both be the {role}: call one of them {role!r}"
+            )
+        if keys:
+            notes.add(f"{role} is key {keys[0]!r}")
+            renamed[keys[0]] = role
+    return {renamed.get(key, key): value for key, value in row.items()}
 
 
 def _read(path: Path, root: Path, separator: str, notes: Notes) -> _Table:

@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from videokd.clips.backends import IMAGE_SUFFIXES
 from videokd.clips.manifest import Packed, Video, is_url
 from videokd.disk import write_text
+from videokd.json_files import parse_json
 from videokd.processes import is_first, of_all, rank, world_size
 
 T = TypeVar("T")
@@ -222,7 +223,7 @@ def _read(path: Path) -> dict[str, _Remembered]:
         return known
     for line in lines:
         with suppress(ValueError, TypeError, KeyError):  # torn or foreign: read again
-            row = json.loads(line)
+            row = parse_json(line, source=path)
             if all(isinstance(row[name], str) for name in ("file", "stamp", "hash")):
                 known[row["file"]] = _Remembered(row["stamp"], row["hash"])
     return known

@@ -1,16 +1,15 @@
 """The field's lists of videos, read as they are published, into one `Manifest`."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from videokd.clips.columns import column_rows, header_rows, header_separator
+from videokd.clips.columns import column_rows, header_rows, header_separator, named_keys
 from videokd.clips.folders import folder_rows
-from videokd.clips.labels import check_names, label_of, labels_of, with_missing
+from videokd.clips.labels import check_names, is_missing, label_of, labels_of, with_missing
 from videokd.clips.manifest import Manifest, Packed, Video, is_url, shard_name
 from videokd.clips.plain_lists import plain_rows
 from videokd.clips.rows import VIDEO_SUFFIXES, Notes, file_name, is_number, read_lines, read_text
@@ -18,6 +17,7 @@ from videokd.clips.rows import Row as _Row
 from videokd.clips.shards import local_index
 from videokd.clips.splits import split_in_name, usual_split
 from videokd.clips.table import table_path
+from videokd.json_files import as_object, parse_json, read_json
 
 _LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".list")
 
@@ -149,24 +149,33 @@ def _in_folder(folder: Path, how: _How) -> _Found:
 
 def _jsonl_rows(path: Path, root: Path, notes: Notes) -> Iterator[_Row]:
     split = split_in_name(path.name)
-    for where, video in _manifest_rows(read_text(path, notes), path, lambda name: str(root / name)):
+    for where, video in _manifest_rows(read_text(path, notes), path, lambda name: str(root / name), notes):
         if "\\" in video.id and video.packed is None:
             name = file_name(video.id, root, where, notes)
             video = replace(video, id=name, path=root / name)
         yield where, replace(video, split=split) if split and not video.split else video
 
 
-def _manifest_rows(lines: Iterable[str], path: Path, place: Callable[[str], str]) -> Iterator[_Row]:
-    """The videos of a manifest's lines, of which errors name `path`; `place` makes the path of a file named in it."""
+def _manifest_rows(
+    lines: Iterable[str], path: Path, place: Callable[[str], str], notes: Notes | None = None
+) -> Iterator[_Row]:
+    """The videos of a manifest's lines, of which errors name `path`; `place` makes the path of a file named in it.
+
+    Where there are `notes`, keys may have other usual names than the documented ones.
+    """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = as_object(parse_json(line, source="it"), source="it")
+            if notes is not None:
+                row = named_keys(row, notes)
             name, label = str(row.pop("path")), row.pop("label")
             packed = row.pop("packed", None)
             if packed is not None:
                 packed["shard"] = place(shard_name(packed["shard"]))
+            if notes is not None and isinstance(label, str) and is_missing(label):
+                notes.add(f"{label!r} is a class; no label is null")
             error = row.get("error")
             video = Video(
                 id=name,
@@ -181,7 +190,7 @@ def _manifest_rows(lines: Iterable[str], path: Path, place: Callable[[str], str]
                 factors=row.pop("factors", None),
                 facts=row or None,
             )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: line {number} is not an object with path and label: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"{path}: line {number}: {error}") from error
@@ -285,10 +294,7 @@ def _something_something(folder: Path, root: Path | None) -> _Found:
     def load(name: str) -> Any:
         for file in (folder / name, folder / f"{_SSV2_PREFIX}{name}"):
             if file.is_file():
-                try:
-                    return json.loads(file.read_text(encoding="utf-8"))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{file}: line {error.lineno} is not JSON: {error.msg}") from error
+                return read_json(file)
         return None
 
     numbers = load("labels.json")

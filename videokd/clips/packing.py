@@ -27,6 +27,7 @@ from videokd.clips.table import FrameTable
 from videokd.clips.workers import Finished, Workers
 from videokd.disk import whole_file
 from videokd.interruption import deferred
+from videokd.json_files import read_lines
 
 Format = Literal["mp4", "jpeg", "raw"]
 """H.264 with a key frame every 16 and no B-frames; a JPEG for every frame; pixels as they are, memory-mapped."""
@@ -307,7 +308,7 @@ def _finished_shards(out: Path, packing: Packing) -> tuple[set[str], int]:
     done: set[str] = set()
     number = 0
     for rows in sorted(out.glob("*.rows")):
-        head, *videos = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
+        head, *videos = read_lines(rows)
         if head["packing"] != asdict(packing):
             raise ValueError(
                 f"{out} holds shards that were packed as {head['packing']}: remove them, or name another folder"
@@ -327,9 +328,9 @@ def _write_index(manifest: Manifest, out: Path, packing: Packing) -> list[str]:
     found: dict[str, dict[str, Any]] = {}
     shards = sorted(out.glob("*.rows"))
     for rows in shards:
-        head, *videos = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
-        for video in videos:
-            found[video["id"]] = video | {"shard": head["shard"], "shard_bytes": head["shard_bytes"]}
+        head, *packed = read_lines(rows)
+        for line in packed:
+            found[line["id"]] = line | {"shard": head["shard"], "shard_bytes": head["shard_bytes"]}
     lines, columns, left_out = [], [], []
     for video in manifest.videos:
         row = found[video.id]

@@ -124,6 +124,13 @@ def _has_number_first(lines: Sequence[_Line], root: Path, separator: str) -> boo
     if not (
         numbered or there or separator in "\t;|" or (separator == "," and len({len(x.before) for x in lines}) == 1)
     ):
+        if not any(line.after for line in lines):
+            line = lines[0]
+            raise ValueError(
+                f"{line.where}: {line.before[0]!r} may be part of the path or the label, and neither "
+                f"{line.whole_path!r} nor {line.path!r} is in {root}: write `path label`, or a header: path,label, "
+                f"or path alone: {line.text!r}"
+            )
         return False  # spaces or commas in paths
     start = int(firsts[0]) if numbered else -1
     counts = numbered and start in (0, 1) and [int(first) for first in firsts] == list(range(start, start + len(lines)))

@@ -34,6 +34,7 @@ from rich.progress import track
 from videokd.clips.lists import read_manifest
 from videokd.clips.manifest import write_manifest
 from videokd.disk import whole_file, write_text
+from videokd.json_files import read_object
 
 VERSION = 1
 """Goes up with every change that changes a pixel."""
@@ -125,7 +126,7 @@ def write_set(folder: Path, *, counts: Mapping[str, int], seed: int = 0, workers
     recipe = {"version": VERSION, "seed": seed, "counts": dict(counts), "classes": list(CLASSES)}
     manifest, note = folder / "manifest.jsonl", folder / "synthetic.json"
     if note.exists():
-        found = json.loads(note.read_text())
+        found = read_object(note, remedy="remove the folder to make it again")
         if found != recipe:
             differing = ", ".join(
                 f"{key} {found.get(key)!r} where {recipe[key]!r} is wanted"

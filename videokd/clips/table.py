@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from videokd.clips.reading import Access, VideoIndex
 from videokd.disk import write_bytes
+from videokd.json_files import MAX_BYTES, parse_json
 
 Row = Mapping[str, NDArray[np.int64]]  # column -> (n,), as long as it needs to be
 _FORMAT = "videokd frame table 2"
@@ -40,7 +41,7 @@ class FrameTable:
         if not self._is_former and header.get("format") != _FORMAT:
             raise ValueError(f"{path} is not a {_FORMAT!r}: make it again with `videokd data check`")
         try:
-            self._columns = [str(column) for column in json.loads(header["columns"])]
+            self._columns = [str(column) for column in parse_json(header["columns"], source="columns")]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not name its columns: make it again with `videokd data check`") from error
         self._places: dict[str, int] | None = None
@@ -146,6 +147,14 @@ def to_text(row: Row) -> dict[str, str]:
 def from_text(text: Mapping[str, str]) -> Row:
     """The columns that `to_text` wrote."""
     return {
-        name: np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(packed)), dtype=np.int64))
+        name: np.cumsum(np.frombuffer(_decompressed(base64.b64decode(packed)), dtype=np.int64))
         for name, packed in text.items()
     }
+
+
+def _decompressed(data: bytes) -> bytes:
+    decompressor = zlib.decompressobj()
+    content = decompressor.decompress(data, MAX_BYTES)
+    if not decompressor.eof:
+        raise ValueError(f"a column of frame times is cut off, or has more than {MAX_BYTES // 2**20} MiB")
+    return content

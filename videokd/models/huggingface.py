@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from videokd.json_files import as_object, parse_json
 from videokd.models.huggingface_input import preprocessing as preprocessing
 from videokd.models.model import nameless, unavailable
 
@@ -51,7 +52,7 @@ def described(source: str, architecture: str | None, known: Sequence[str]) -> An
     """
     library = transformers()
     if architecture is not None:
-        plain = json.loads(architecture)
+        plain = as_object(parse_json(architecture, source="the architecture of a saved model"), source="it")
         found = library.AutoConfig.for_model(**plain)
     else:
         try:
