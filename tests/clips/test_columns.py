@@ -68,7 +68,7 @@ def test_words_for_a_missing_value_mean_no_label(word: str, column: str, tmp_pat
 
 
 def test_missing_labels_are_said_in_one_line_with_how_the_list_was_read(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="was read like this") as warned:
         read(tmp_path, "list.csv", "Video_Path,Class Name,Set\na.mp4,run,Train\nb.mp4,nan,Validation\n")
     (note,) = [str(one.message) for one in warned]
     for part in ("path is column 'Video_Path'", "no label where it says 'nan' (1)", "split 'Validation' is 'val'"):
@@ -147,14 +147,10 @@ def test_absolute_windows_paths_are_refused_with_what_to_do(path: str, tmp_path:
     ("header", "message"),
     [
         ("path,class_name,action", "columns 'class_name' and 'action', and it is not certain which one"),
-        ("video_path,filename.1,class", "'filename.1' is not read|no column"),
         ("path,path,label", "column 'path' 2 times"),
     ],
 )
 def test_two_columns_for_one_thing_are_refused(header: str, message: str, tmp_path: Path) -> None:
-    if header.startswith("video_path"):
-        assert read(tmp_path, "list.csv", f"{header}\na.mp4,x.mp4,run\n") == [("a.mp4", "run")]
-        return
     with pytest.raises(ValueError, match=message):
         read(tmp_path, "list.csv", f"{header}\na.mp4,b.mp4,run\n")
 

@@ -223,9 +223,13 @@ def test_kinetics_files_are_found_in_the_usual_places(tmp_path: Path) -> None:
     (tmp_path / "k400.csv").write_text("label,youtube_id,time_start,time_end,split,is_cc\nyoga,abc,1,eleven,train,0\n")
     with pytest.raises(ValueError, match=r"k400\.csv: line 2 is not label,youtube_id,time_start"):
         read_manifest(tmp_path / "k400.csv")
-    for row in ("yoga,abc,1,11,train,0,more", "yoga,,1,11,train,0"):
+    wrong = {
+        "yoga,abc,1,11,train,0,more": "does not have the 6 columns",
+        "yoga,,1,11,train,0": "has an empty youtube_id",
+    }
+    for row, message in wrong.items():
         (tmp_path / "k400.csv").write_text(f"label,youtube_id,time_start,time_end,split,is_cc\n{row}\n")
-        with pytest.raises(ValueError, match=r"k400\.csv: line 2 does not have the 6 columns"):
+        with pytest.raises(ValueError, match=rf"k400\.csv: line 2 {message}"):
             read_manifest(tmp_path / "k400.csv")
 
 

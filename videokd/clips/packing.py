@@ -328,8 +328,8 @@ def _write_index(manifest: Manifest, out: Path, packing: Packing) -> list[str]:
     found: dict[str, dict[str, Any]] = {}
     shards = sorted(out.glob("*.rows"))
     for rows in shards:
-        head, *packed = read_lines(rows)
-        for line in packed:
+        head, *in_shard = read_lines(rows)
+        for line in in_shard:
             found[line["id"]] = line | {"shard": head["shard"], "shard_bytes": head["shard_bytes"]}
     lines, columns, left_out = [], [], []
     for video in manifest.videos:
