@@ -2,11 +2,15 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from drawn_videos import DrawnVideo
+from numpy.typing import NDArray
 from PIL import Image
 
 from videokd.clips import checking
@@ -91,10 +95,69 @@ def test_the_report_names_duplicates_leaks_and_sides(folder: Path) -> None:
         assert word in said
 
 
-def test_a_sound_set_has_no_problems(folder: Path) -> None:
+def test_a_sound_set_has_no_problems(folder: Path, tmp_path: Path) -> None:
+    for number in (10, 11):
+        DrawnVideo(name=f"{number}.mp4", num_frames=number).write(tmp_path)
     manifest = read_manifest(folder)
-    sound = replace(manifest, videos=tuple(v for v in manifest.videos if v.path.name in ("0.mp4", "turned.mp4")))
+    train = [video for video in manifest.videos if video.path.name in ("0.mp4", "turned.mp4")]
+    test = [
+        replace(train[0], id=f"test{number}", path=tmp_path / f"{number}.mp4", split="test", label=label)
+        for number, label in ((10, "jump"), (11, "turn left"))
+    ]
+    sound = replace(manifest, videos=(*train, *test))
     assert problems(report(sound, list(checked(sound).values()))) == []
+    alone = replace(manifest, videos=tuple(train))
+    assert problems(report(alone, list(checked(alone).values()))) == [
+        "no readable video is in a split 'test' or 'val' (splits: train): there is nothing to evaluate on"
+    ]
+
+
+def written(path: Path, pictures: Sequence[NDArray[np.uint8]], *, crf: int = 20, codec: str = "libx264") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=25, options={} if codec == "gif" else {"crf": str(crf)})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+
+
+def scene(seed: int, *, scale: int = 1, frames: int = 16) -> list[NDArray[np.uint8]]:
+    """A static background with a square that moves over it."""
+    ground = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    pictures = []
+    for number in range(frames):
+        picture = np.kron(ground, np.ones((8 * scale, 8 * scale, 1), dtype=np.uint8))
+        picture[8 * scale : 24 * scale, 2 * number * scale : (2 * number + 16) * scale] = 255 * (seed % 2)
+        pictures.append(picture)
+    return pictures
+
+
+def test_odd_videos_and_copies_that_were_encoded_again_are_named(tmp_path: Path) -> None:
+    for number, (split, label) in enumerate((s, c) for s in ("train", "test") for c in ("run", "walk")):
+        written(tmp_path / split / label / "a.mp4", scene(number))
+    written(tmp_path / "test" / "run" / "copy.mp4", scene(0, scale=2), crf=34)
+    written(tmp_path / "test" / "run" / "other.mp4", scene(0)[::-1])  # the same place, another motion
+    written(tmp_path / "train" / "run" / "single.mp4", scene(9, frames=1))
+    written(tmp_path / "train" / "run" / "tiny.mp4", [picture[:16, :24] for picture in scene(10)])
+    written(tmp_path / "train" / "run" / "moving.gif", scene(11), codec="gif")
+    grown = tmp_path / "train" / "run" / "grown.ts"
+    written(tmp_path / "small.ts", scene(12))
+    written(tmp_path / "large.ts", scene(13, scale=2))
+    grown.write_bytes((tmp_path / "small.ts").read_bytes() + (tmp_path / "large.ts").read_bytes())
+    for name in ("small.ts", "large.ts"):
+        (tmp_path / name).unlink()
+    manifest = read_manifest(tmp_path)
+    result = report(manifest, list(checked(manifest).values()))
+    assert result["near_duplicates_across_splits"] == [["test: test/run/copy.mp4", "train: train/run/a.mp4"]]
+    assert result["one_frame"] == ["train/run/single.mp4"]
+    assert result["tiny"] == ["train/run/tiny.mp4 (24 x 16)"]
+    assert result["gifs_among_videos"] == ["train/run/moving.gif"]
+    assert result["several_sizes"] == ["train/run/grown.ts"]
+    assert (
+        len([problem for problem in problems(result) if "such as train/run" in problem or "copy.mp4" in problem]) == 5
+    )
 
 
 def test_the_written_manifest_reads_back_with_its_table(folder: Path, tmp_path: Path) -> None:
@@ -112,7 +175,7 @@ def test_the_written_manifest_reads_back_with_its_table(folder: Path, tmp_path: 
     row = json.loads(out.read_text().splitlines()[0])
     assert list(row) == [
         *("path", "label", "split", "group", "frames", "fps", "seconds", "width", "height", "rotation"),
-        *("mirrored", "damaged", "hash", "error"),
+        *("mirrored", "sizes", "damaged", "hash", "error"),
     ]
     table = FrameTable.beside(out)
     assert table is not None
@@ -191,7 +254,7 @@ def test_folders_of_pictures_are_checked_picture_by_picture(tmp_path: Path) -> N
     found = checked(read_manifest(tmp_path / "list.txt"))
     assert found["good"].facts | {"hash": None} == {
         **{"frames": 12, "fps": 25.0, "seconds": 0.48, "width": 16, "height": 12, "rotation": 0},
-        **{"mirrored": False, "damaged": None},
+        **{"mirrored": False, "sizes": None, "damaged": None},
         **{"hash": None, "error": None},
     }
     assert "the list says 5 frames, the folder holds 3" in found["short"].facts["error"]["reason"]

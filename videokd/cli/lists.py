@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -71,7 +72,8 @@ def folds(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: remove it, or name another --out")
-    made = make_folds(how.read(videos, allow_leaks=True), k, val=val, seed=seed)
+    manifest = how.read(videos, allow_leaks=True)
+    made = make_folds(manifest, k, val=val, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, fold in enumerate(made, start=1):
@@ -79,14 +81,22 @@ def folds(
         rows.append((f"fold{number}.jsonl", *(_sizes(fold, split) for split in ("train", "val", "test"))))
     heads = (f"{split}: videos (groups), videos a class" for split in ("train", "val", "test"))
     CONSOLE.print(terminal_table(("list", *heads), rows, justify="left"))
+    if manifest.has_splits:
+        own = Counter(video.split or "none" for video in manifest.videos)
+        listed = ", ".join(f"{split} {number}" for split, number in own.items())
+        CONSOLE.print(f"The list's own splits ({listed}) are not used: a video is in the test split of one fold")
     if not any(video.group for fold in made for video in fold.videos):
         CONSOLE.print("The list names no groups: clips of one source may be in training and test, and scores too good")
 
 
 def _sizes(fold: Manifest, split: str) -> str:
     videos = [video for video in fold.videos if video.split == split]
-    counts = [sum(video.label == name for video in videos) for name in fold.classes]
-    by_class = ", ".join(map(str, counts)) if len(counts) <= 6 else f"{min(counts)} to {max(counts)}"
+    counts = {name: sum(video.label == name for video in videos) for name in fold.classes}
+    if len(counts) <= 6:
+        by_class = ", ".join(f"{name} {count}" for name, count in counts.items())
+    else:
+        fewest, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+        by_class = f"{counts[fewest]} ({fewest}) to {counts[most]} ({most})"
     return f"{len(videos)} ({len({video.group or video.id for video in videos})}), {by_class}"
 
 

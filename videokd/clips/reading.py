@@ -12,7 +12,7 @@ are bit for bit those of plain sequential decoding.
 
 import heapq
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -286,14 +286,21 @@ class Decoded:
     """What ended decoding early, or is wrong with its frames; None for a sound video."""
 
 
-def decode_whole(path: str | Path, *, index: VideoIndex | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Decode every frame of a video, and compare with what its index lists."""
+def decode_whole(
+    path: str | Path,
+    *,
+    index: VideoIndex | None = None,
+    max_pixels: int = MAX_PIXELS,
+    watch: Callable[[int, VideoFrame], None] = lambda number, frame: None,
+) -> Decoded:
+    """Decode every frame of a video, and compare with what its index lists; `watch` gets each with its number."""
     pts: list[int] = []
     damaged, fault = 0, None
     try:
         with opened(Path(path), None, max_pixels) as video:
             rate = video.rate
             for frame in video.decode_all():
+                watch(len(pts), frame)
                 pts.append(_NO_PTS if frame.pts is None else frame.pts)
                 damaged += frame.is_corrupt
             if index is not None and len(pts) != index.num_frames:

@@ -7,6 +7,12 @@ from rich.table import Table
 
 from videokd.report.tables import terminal_table
 
+_GROUPS = (
+    "duplicates_across_splits",
+    "near_duplicates_across_splits",
+    "duplicates_with_different_labels",
+    "duplicates",
+)
 SHOWN = 10
 """Rows of a table before it says how many more there are."""
 
@@ -22,7 +28,12 @@ def check_lines(found: Mapping[str, Any], problems: list[str]) -> list[str | Tab
         rows = [(row["path"], row["kind"], str(row["frames"]), row["reason"]) for row in found["broken"][:SHOWN]]
         lines.append(_left(terminal_table(("broken video", "fault", "frames", "reason"), rows)))
         lines += _more(found["broken"])
-    for title in ("duplicates_across_splits", "duplicates_with_different_labels", "duplicates"):
+    for title in (
+        "duplicates_across_splits",
+        "near_duplicates_across_splits",
+        "duplicates_with_different_labels",
+        "duplicates",
+    ):
         groups = found[title]
         if groups:
             lines.append(f"{title.replace('_', ' ')}:")
