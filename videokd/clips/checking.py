@@ -197,8 +197,8 @@ def problems(found: Mapping[str, Any]) -> list[str]:
 
 
 _OF_VIDEOS = {
-    "near_duplicates_across_splits": "pairs of videos in different splits look the same ({such[0]} = {such[1]}): if one "
-    "is a copy of the other, scores are too good with it. Keep both in one split",
+    "near_duplicates_across_splits": "pairs of videos in different splits look the same ({such[0]} = {such[1]}): if "
+    "one is a copy of the other, scores are too good with it. Keep both in one split",
     "one_frame": "video files have one frame, such as {such}: nothing moves in them",
     "tiny": f"videos have a side of less than {TINY} pixels, such as {{such}}: they are enlarged for every model",
     "several_sizes": "videos change their resolution midway, such as {such}: encode them again in one size",

@@ -16,8 +16,8 @@ Fingerprint = NDArray[np.uint8]
 """Mean grey levels of cells: (MOMENTS, SIDE, SIDE)."""
 
 _LARGEST_DIFFERENCE = 24
-"""Grey levels by which a cell of two copies may differ. Of 300 clips of surveillance cameras, copies at half the size or
-at a high compression differ by at most 26 (nine of ten by 21), and of 44850 different pairs none by less than 31."""
+"""Grey levels by which a cell of two copies may differ. Of 300 clips of surveillance cameras, copies at half the size
+or at a high compression differ by at most 26 (nine of ten by 21), and of 44850 different pairs none by less than 31."""
 _SHARE_OF_DEVIATION = 0.6
 """The same, as a share of the standard deviation of the cells: dark and plain videos differ by little."""
 _FLATTEST = 2.0
