@@ -129,7 +129,8 @@ def _caught(arguments: list[str]) -> int:
         if (number := _signal_behind(error)) is not None:
             return _stopped(_kept(arguments), number)
         to_stderr(f"error: {error}")
-        return 1
+        # C libraries turn a signal's exception into an error of their own, without a link to it.
+        return 1 if (number := stop_requested()) is None else _stopped(_kept(arguments), number)
     except (Exception, KeyboardInterrupt) as error:
         # A signal may have cut something in two that then failed in its own way, such as an import.
         number = _signal_behind(error) or stop_requested()
